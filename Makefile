@@ -1,0 +1,59 @@
+# Everything here works on a fresh clone: PostgreSQL and the tools are installed when they are missing.
+# PG=18 chooses a major version of PostgreSQL (14 to 18); without it, what is installed.
+# MAILHOOK_DATABASE_URL makes the demo use your database, MAILHOOK_TEST_DATABASE_URL the tests.
+
+BIN := $(CURDIR)/.bin
+GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
+
+# Tools are pinned in a module of their own, so that their dependencies never reach the product.
+TOOLS := $(BIN)/.built
+
+.PHONY: help build demo test check lint generate generated bench vuln clean
+
+help:
+	@echo "make demo      see it work: private PostgreSQL, mail platform, worker, receivers, ledger"
+	@echo "make test      all tests, against a real PostgreSQL (PG=18 for another version)"
+	@echo "make check     the whole gate: format, vet, lint, generated code, tests with -race"
+	@echo "make bench     throughput and latency on this machine"
+	@echo "make generate  regenerate db/*.sql.go from sql/queries"
+	@echo "make build     .bin/mailhook"
+
+build:
+	go build -o $(BIN)/mailhook ./cmd/mailhook
+
+demo: build
+	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin $(BIN)/mailhook demo
+
+test:
+	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -timeout 15m ./...
+
+check: lint generated
+	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -timeout 15m ./...
+
+lint: $(TOOLS)
+	@unformatted=$$(gofmt -l $(GO_FILES)); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	$(BIN)/golangci-lint run ./...
+	go mod tidy -diff
+	GOOS=darwin go build -o /dev/null ./...
+
+generate: $(TOOLS)
+	$(BIN)/sqlc generate
+
+generated: $(TOOLS)
+	$(BIN)/sqlc diff
+
+bench: build
+	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go run ./bench
+
+# Not part of check: it asks a database on the internet, which a gate should not depend on.
+vuln:
+	go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
+clean:
+	rm -rf $(BIN) .cache
+
+$(TOOLS): .tools/go.mod .tools/go.sum
+	mkdir -p $(BIN)
+	cd .tools && GOBIN=$(BIN) go install tool
+	touch $@

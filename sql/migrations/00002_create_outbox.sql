@@ -1,0 +1,75 @@
+-- +goose Up
+CREATE TABLE mailhook.outbox (
+  id             bigint GENERATED ALWAYS AS IDENTITY,
+  inserted_at    timestamptz DEFAULT clock_timestamp(),
+  account_id     text,
+  event_type     text NOT NULL,
+  occurred_at    timestamptz,
+  recipient      text,
+  message_id     text,
+  campaign_id    text,
+  sending_domain text,
+  sending_node   text,
+  bridge         text,
+  dedicated_ip   text,
+  dedupe_key     text,
+  data           json,
+  CONSTRAINT outbox_id_pkey PRIMARY KEY (id)
+) WITH (
+  -- Rows live for milliseconds: vacuum by number, not by share, and never truncate (truncation takes an
+  -- ACCESS EXCLUSIVE lock that the host's INSERT would wait for).
+  autovacuum_vacuum_scale_factor = 0.0,
+  autovacuum_vacuum_threshold = 5000,
+  autovacuum_vacuum_insert_scale_factor = 0.0,
+  autovacuum_vacuum_insert_threshold = 100000,
+  autovacuum_analyze_scale_factor = 0.0,
+  autovacuum_analyze_threshold = 1000000,
+  vacuum_truncate = off
+);
+
+COMMENT ON TABLE mailhook.outbox IS 'Where the host writes events, in its own transaction. Dispatch takes the rows away. Never partitioned: a missing partition would fail the host.';
+COMMENT ON COLUMN mailhook.outbox.id IS 'Written by the database. Gaps are rolled back transactions.';
+COMMENT ON COLUMN mailhook.outbox.inserted_at IS 'Written by the database; with id it is the identity of the event. NULL (an ORM''s explicit NULL) means the time of dispatch.';
+COMMENT ON COLUMN mailhook.outbox.account_id IS 'The customer of the host whose subscriptions see this event. NULL or '''' means ''default''.';
+COMMENT ON COLUMN mailhook.outbox.event_type IS 'Dotted lower-case name, at most 100 bytes: email.delivered. The only column a host must write.';
+COMMENT ON COLUMN mailhook.outbox.occurred_at IS 'When it happened, by the host''s account. NULL means inserted_at.';
+COMMENT ON COLUMN mailhook.outbox.bridge IS 'The SMTP credential the message came in by.';
+COMMENT ON COLUMN mailhook.outbox.dedicated_ip IS 'The address the message was sent from; text here, parsed at dispatch, so that a bad one never fails the host.';
+COMMENT ON COLUMN mailhook.outbox.dedupe_key IS 'Events of one account with the same key within the dedupe window are delivered once. Decided at dispatch.';
+COMMENT ON COLUMN mailhook.outbox.data IS 'Everything else: a JSON object of at most 256 KiB. json, not jsonb: keys keep their order, and bytes are passed through.';
+
+GRANT INSERT (account_id, event_type, occurred_at, recipient, message_id, campaign_id, sending_domain,
+  sending_node, bridge, dedicated_ip, dedupe_key, data) ON mailhook.outbox TO mailhook_producer;
+GRANT SELECT (id, inserted_at) ON mailhook.outbox TO mailhook_producer;
+
+-- 1: a worker sleeps and wants a NOTIFY. 0: all are awake. A sequence and not a row, because reading it takes
+-- no snapshot (a host in REPEATABLE READ sees the current value) and no row lock. Only workers set it.
+CREATE SEQUENCE mailhook.wakeup MINVALUE 0 MAXVALUE 1 START 0;
+COMMENT ON SEQUENCE mailhook.wakeup IS '1 while a worker sleeps and wants to be notified of the next insert into outbox, else 0.';
+
+-- SECURITY DEFINER: the host''s role needs no right on the sequence. The queue check keeps a host from failing
+-- at commit because some other program of this cluster left the notification queue to fill up: workers also poll.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.wake_workers() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  IF (SELECT last_value = 1 FROM mailhook.wakeup) AND pg_notification_queue_usage() < 0.5 THEN
+    PERFORM pg_notify('mailhook_wakeup', '');
+  END IF;
+  RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.wake_workers IS 'Notifies the channel mailhook_wakeup, but only while a worker sleeps: a NOTIFY in every commit would cut the host''s commit rate to a third.';
+REVOKE ALL ON FUNCTION mailhook.wake_workers() FROM PUBLIC;
+
+CREATE TRIGGER outbox_wake_workers
+AFTER INSERT ON mailhook.outbox
+FOR EACH STATEMENT EXECUTE FUNCTION mailhook.wake_workers();
+
+-- +goose Down
+DROP TABLE mailhook.outbox;
+DROP FUNCTION mailhook.wake_workers;
+DROP SEQUENCE mailhook.wakeup;

@@ -1,0 +1,91 @@
+-- +goose Up
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.create_partition(parent text, day date) RETURNS boolean
+LANGUAGE plpgsql
+SET timezone = 'UTC'
+AS $$
+DECLARE
+  partition text := format('%s_%s', parent, to_char(day, 'YYYYMMDD'));
+BEGIN
+  IF to_regclass(format('mailhook.%I', partition)) IS NOT NULL THEN
+    RETURN false;
+  END IF;
+  -- LIKE, then ATTACH: CREATE TABLE … PARTITION OF would lock the parent against every insert.
+  EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL)', partition, parent);
+  EXECUTE format('ALTER TABLE mailhook.%I ATTACH PARTITION mailhook.%I FOR VALUES FROM (%L) TO (%L)',
+    parent, partition, day::timestamptz, (day + 1)::timestamptz);
+  RETURN true;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.create_partition IS 'Makes the partition of one day (UTC) of events or attempts; false where it exists.';
+REVOKE ALL ON FUNCTION mailhook.create_partition(text, date) FROM PUBLIC;
+
+CREATE TABLE mailhook.events (
+  inserted_at    timestamptz NOT NULL,
+  id             bigint NOT NULL,
+  account_id     text NOT NULL,
+  event_type     text NOT NULL,
+  occurred_at    timestamptz NOT NULL,
+  dispatched_at  timestamptz NOT NULL,
+  recipient      text,
+  message_id     text,
+  campaign_id    text,
+  sending_domain text,
+  sending_node   text,
+  bridge         text,
+  dedicated_ip   text,
+  dedupe_key     text,
+  duplicate_of   text,
+  data           json,
+  CONSTRAINT events_inserted_at_id_pkey PRIMARY KEY (inserted_at, id)
+) PARTITION BY RANGE (inserted_at);
+CREATE INDEX events_account_id_inserted_at_idx ON mailhook.events (account_id, inserted_at, id);
+
+COMMENT ON TABLE mailhook.events IS 'The log of dispatched events: append-only, replayable, a partition for each day (UTC) of inserted_at.';
+COMMENT ON COLUMN mailhook.events.inserted_at IS 'When the host wrote it; with id the identity. The partition key is never occurred_at: the host controls that.';
+COMMENT ON COLUMN mailhook.events.event_type IS 'The most exact type: email.bounced with a bounce_type has become email.bounced.hard or .soft.';
+COMMENT ON COLUMN mailhook.events.dispatched_at IS 'When subscriptions were matched.';
+COMMENT ON COLUMN mailhook.events.duplicate_of IS 'The id of the earlier event with the same dedupe_key: this one has no deliveries.';
+
+CREATE TABLE mailhook.events_default PARTITION OF mailhook.events DEFAULT;
+COMMENT ON TABLE mailhook.events_default IS 'Events of a day without a partition. Rows here mean that partitions were not made ahead: an alarm.';
+
+CREATE TABLE mailhook.dedupe_keys (
+  account_id        text NOT NULL,
+  dedupe_key        text NOT NULL,
+  event_inserted_at timestamptz NOT NULL,
+  event_id          bigint NOT NULL,
+  seen_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+  CONSTRAINT dedupe_keys_account_id_dedupe_key_pkey PRIMARY KEY (account_id, dedupe_key)
+);
+CREATE INDEX dedupe_keys_seen_at_idx ON mailhook.dedupe_keys (seen_at);
+COMMENT ON TABLE mailhook.dedupe_keys IS 'The dedupe keys seen within the window, written by dispatch in key order. A table of its own: a unique key on outbox would make host transactions wait for each other.';
+
+CREATE TABLE mailhook.quarantine (
+  inserted_at    timestamptz NOT NULL,
+  id             bigint NOT NULL,
+  account_id     text,
+  event_type     text NOT NULL,
+  occurred_at    timestamptz,
+  recipient      text,
+  message_id     text,
+  campaign_id    text,
+  sending_domain text,
+  sending_node   text,
+  bridge         text,
+  dedicated_ip   text,
+  dedupe_key     text,
+  data           json,
+  reason         text NOT NULL,
+  error_code     text NOT NULL,
+  quarantined_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  CONSTRAINT quarantine_inserted_at_id_pkey PRIMARY KEY (inserted_at, id)
+);
+CREATE INDEX quarantine_quarantined_at_idx ON mailhook.quarantine (quarantined_at);
+COMMENT ON TABLE mailhook.quarantine IS 'Events that dispatch could not process, as the host wrote them, with the reason. Released ones go back to the outbox under the same id.';
+COMMENT ON COLUMN mailhook.quarantine.error_code IS 'A SQLSTATE: of class MH where a known limit was passed, else what PostgreSQL said.';
+
+-- +goose Down
+DROP TABLE mailhook.quarantine, mailhook.dedupe_keys, mailhook.events;
+DROP FUNCTION mailhook.create_partition;

@@ -1,0 +1,154 @@
+-- +goose Up
+CREATE TABLE mailhook.subscriptions (
+  id                     uuid NOT NULL DEFAULT mailhook.uuid7(),
+  account_id             text NOT NULL,
+  name                   text NOT NULL DEFAULT '',
+  status                 text NOT NULL DEFAULT 'active',
+  status_reason          text,
+  channel_type           text NOT NULL DEFAULT 'web',
+  url                    text NOT NULL,
+  header_names           text[] NOT NULL DEFAULT '{}',
+  headers_sealed         bytea,
+  headers_key_id         text,
+  event_types            text[] NOT NULL,
+  filter_sending_domain  text[] NOT NULL DEFAULT '{}',
+  filter_sending_node    text[] NOT NULL DEFAULT '{}',
+  filter_bridge          text[] NOT NULL DEFAULT '{}',
+  filter_dedicated_ip    text[] NOT NULL DEFAULT '{}',
+  format                 text NOT NULL DEFAULT 'standard',
+  retry_preset           text DEFAULT 'standard',
+  retry_schedule         interval[] NOT NULL DEFAULT '{5s,5m,30m,2h,5h,10h,14h,20h,24h}',
+  retry_jitter           real NOT NULL DEFAULT 0.2,
+  suspend_when_exhausted boolean NOT NULL DEFAULT false,
+  timeout                interval NOT NULL DEFAULT '15 seconds',
+  max_in_flight          integer NOT NULL DEFAULT 32,
+  rate_limit_per_second  double precision,
+  created_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
+  updated_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
+  version                bigint NOT NULL DEFAULT 1,
+  deleted_at             timestamptz,
+  CONSTRAINT subscriptions_id_pkey PRIMARY KEY (id),
+  CONSTRAINT subscriptions_status_check CHECK (status IN ('active', 'paused', 'inactive', 'suspended')),
+  CONSTRAINT subscriptions_status_reason_check CHECK (status_reason IN ('user', 'operator', 'gone', 'failing', 'schedule_ended', 'account')),
+  CONSTRAINT subscriptions_channel_type_check CHECK (channel_type IN ('web')),
+  CONSTRAINT subscriptions_format_check CHECK (format IN ('standard')),
+  CONSTRAINT subscriptions_event_types_check CHECK (cardinality(event_types) BETWEEN 1 AND 50),
+  CONSTRAINT subscriptions_retry_schedule_check CHECK (cardinality(retry_schedule) BETWEEN 1 AND 50),
+  CONSTRAINT subscriptions_retry_jitter_check CHECK (retry_jitter BETWEEN 0 AND 1),
+  CONSTRAINT subscriptions_timeout_check CHECK (timeout BETWEEN '1 second' AND '60 seconds'),
+  CONSTRAINT subscriptions_max_in_flight_check CHECK (max_in_flight BETWEEN 1 AND 1000),
+  CONSTRAINT subscriptions_rate_limit_per_second_check CHECK (rate_limit_per_second > 0)
+);
+CREATE INDEX subscriptions_account_id_id_idx ON mailhook.subscriptions (account_id, id);
+-- Workers ask twice a second what has changed.
+CREATE INDEX subscriptions_updated_at_idx ON mailhook.subscriptions (updated_at);
+
+COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
+COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
+COMMENT ON COLUMN mailhook.subscriptions.status_reason IS 'Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.';
+COMMENT ON COLUMN mailhook.subscriptions.headers_sealed IS 'Custom headers, encrypted like secrets: they carry credentials. A JSON object of name to value.';
+COMMENT ON COLUMN mailhook.subscriptions.event_types IS 'Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.';
+COMMENT ON COLUMN mailhook.subscriptions.filter_sending_domain IS 'Any of these values, in lower case; empty is no filter. Several filters: all of them.';
+COMMENT ON COLUMN mailhook.subscriptions.filter_dedicated_ip IS 'Addresses as host() writes them, so that they compare by value.';
+COMMENT ON COLUMN mailhook.subscriptions.retry_preset IS 'The name retry_schedule was chosen by; NULL for explicit intervals.';
+COMMENT ON COLUMN mailhook.subscriptions.retry_schedule IS 'The delay after each failure: n intervals are n + 1 attempts.';
+COMMENT ON COLUMN mailhook.subscriptions.retry_jitter IS 'The share by which a delay varies at random, either way.';
+COMMENT ON COLUMN mailhook.subscriptions.suspend_when_exhausted IS 'Preset mailjet: the subscription is suspended when a schedule ends without success.';
+COMMENT ON COLUMN mailhook.subscriptions.timeout IS 'For the whole request: connecting, sending and reading the answer.';
+COMMENT ON COLUMN mailhook.subscriptions.max_in_flight IS 'Requests under way at one time, over all workers.';
+COMMENT ON COLUMN mailhook.subscriptions.version IS 'Raised by every change; workers compare it just before they send.';
+COMMENT ON COLUMN mailhook.subscriptions.deleted_at IS 'Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.';
+
+CREATE TABLE mailhook.subscription_secrets (
+  id              uuid NOT NULL DEFAULT mailhook.uuid7(),
+  subscription_id uuid NOT NULL,
+  key_id          text NOT NULL,
+  sealed          bytea NOT NULL,
+  created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+  expires_at      timestamptz,
+  CONSTRAINT subscription_secrets_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX subscription_secrets_subscription_id_idx ON mailhook.subscription_secrets (subscription_id);
+COMMENT ON TABLE mailhook.subscription_secrets IS 'Signing secrets, AES-256-GCM with the subscription id as associated data: the nonce, then the ciphertext. The newest signs; the others sign along until they expire. Wiped when the subscription is deleted.';
+COMMENT ON COLUMN mailhook.subscription_secrets.key_id IS 'Which master key sealed it.';
+COMMENT ON COLUMN mailhook.subscription_secrets.expires_at IS 'The end of the grace after a rotation; NULL while current.';
+
+-- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.
+CREATE TABLE mailhook.subscription_event_types (
+  account_id      text NOT NULL,
+  event_type      text NOT NULL,
+  subscription_id uuid NOT NULL,
+  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (account_id, event_type, subscription_id)
+);
+CREATE INDEX subscription_event_types_subscription_id_idx ON mailhook.subscription_event_types (subscription_id);
+COMMENT ON TABLE mailhook.subscription_event_types IS 'The topmost event types of each subscription that matches at all; kept by a trigger on subscriptions.';
+
+CREATE TABLE mailhook.subscription_health (
+  subscription_id      uuid NOT NULL,
+  consecutive_failures integer NOT NULL DEFAULT 0,
+  first_failed_at      timestamptz,
+  last_failed_at       timestamptz,
+  last_outcome         text,
+  open_until           timestamptz,
+  suspended_at         timestamptz,
+  CONSTRAINT subscription_health_subscription_id_pkey PRIMARY KEY (subscription_id)
+) WITH (fillfactor = 50, vacuum_truncate = off);
+COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared lately; no row means well. Nothing references it.';
+COMMENT ON COLUMN mailhook.subscription_health.consecutive_failures IS 'Failed attempts since the last success, over all its deliveries.';
+COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: until then its deliveries are held.';
+
+CREATE FUNCTION mailhook.event_type_ancestors(event_type text) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (
+  SELECT array_agg(array_to_string((string_to_array(event_type, '.'))[1:depth], '.'))
+    || CASE WHEN event_type = 'subscription' OR event_type LIKE 'subscription.%' THEN '{}'::text[] ELSE '{*}' END
+  FROM generate_series(1, cardinality(string_to_array(event_type, '.'))) AS depth
+);
+COMMENT ON FUNCTION mailhook.event_type_ancestors IS 'The nodes that a subscription may name to get this type: email.bounced.hard, email.bounced, email and *.';
+
+-- The remainder of the division goes to other workers for each subscription, so that a cap of 1 is not always the
+-- first worker's.
+CREATE FUNCTION mailhook.in_flight_share(cap integer, subscription_id uuid, worker_count integer, worker_rank integer) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN cap / worker_count
+  + ((worker_rank + (uuid_hash(subscription_id) & 65535)) % worker_count < cap % worker_count)::integer;
+COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of max_in_flight is for the worker of this rank, from 0. The shares of all workers add up to the cap.';
+
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+  DELETE FROM mailhook.subscription_event_types WHERE subscription_id = NEW.id;
+  IF NEW.status <> 'inactive' AND NEW.deleted_at IS NULL THEN
+    -- Only the topmost: so an event finds each subscription once.
+    INSERT INTO mailhook.subscription_event_types (account_id, event_type, subscription_id)
+    SELECT DISTINCT NEW.account_id, named, NEW.id
+    FROM unnest(NEW.event_types) AS named
+    WHERE named = '*'
+      OR NOT NEW.event_types && array_remove(mailhook.event_type_ancestors(named), named);
+  END IF;
+  RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION mailhook.stamp_subscription() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+  NEW.updated_at := clock_timestamp();
+  NEW.version := OLD.version + 1;
+  RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.index_subscription IS 'Keeps subscription_event_types in step with subscriptions.';
+COMMENT ON FUNCTION mailhook.stamp_subscription IS 'Every change of a subscription, by API or by hand, is seen by the workers through updated_at and version.';
+CREATE TRIGGER subscriptions_stamp BEFORE UPDATE ON mailhook.subscriptions
+FOR EACH ROW EXECUTE FUNCTION mailhook.stamp_subscription();
+CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at ON mailhook.subscriptions
+FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
+
+-- +goose Down
+DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_secrets, mailhook.subscriptions;
+DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.in_flight_share, mailhook.event_type_ancestors;

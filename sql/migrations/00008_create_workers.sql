@@ -1,0 +1,71 @@
+-- +goose Up
+CREATE TABLE mailhook.workers (
+  id         uuid NOT NULL,
+  heartbeat  bigint NOT NULL DEFAULT 0,
+  hostname   text NOT NULL,
+  pid        integer NOT NULL,
+  version    text NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  seen_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  CONSTRAINT workers_id_pkey PRIMARY KEY (id)
+) WITH (fillfactor = 50, vacuum_truncate = off);
+COMMENT ON TABLE mailhook.workers IS 'One row for each live worker process.';
+COMMENT ON COLUMN mailhook.workers.heartbeat IS 'A counter, not a time: a rescuer acts after seeing it unchanged for 15 s of its own monotonic clock, so a stepped clock rescues nobody.';
+COMMENT ON COLUMN mailhook.workers.seen_at IS 'For people to read; nothing is decided by it.';
+
+CREATE TABLE mailhook.task_leases (
+  task       text NOT NULL,
+  leased_by  uuid NOT NULL,
+  expires_at timestamptz NOT NULL,
+  CONSTRAINT task_leases_task_pkey PRIMARY KEY (task)
+);
+COMMENT ON TABLE mailhook.task_leases IS 'Which worker does a maintenance task for now. It saves work; correctness does not need it.';
+
+CREATE TABLE mailhook.test_deliveries (
+  id               uuid NOT NULL DEFAULT mailhook.uuid7(),
+  subscription_id  uuid NOT NULL,
+  event_type       text NOT NULL,
+  created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  leased_by        uuid,
+  ended_at         timestamptz,
+  duration_ms      integer,
+  status_code      smallint,
+  outcome          text,
+  response_excerpt bytea,
+  CONSTRAINT test_deliveries_id_pkey PRIMARY KEY (id)
+);
+CREATE INDEX test_deliveries_created_at_idx ON mailhook.test_deliveries (created_at) WHERE leased_by IS NULL;
+COMMENT ON TABLE mailhook.test_deliveries IS 'Test sends asked for through the API; a worker takes them ahead of all others. In a table of their own, so that health, limits, lists and aggregates never see them. Removed after an hour.';
+
+CREATE TABLE mailhook.replays (
+  id                uuid NOT NULL DEFAULT mailhook.uuid7(),
+  subscription_id   uuid NOT NULL,
+  account_id        text NOT NULL,
+  since             timestamptz NOT NULL,
+  until             timestamptz NOT NULL,
+  event_types       text[],
+  source            text NOT NULL,
+  rate_per_second   double precision NOT NULL,
+  state             text NOT NULL DEFAULT 'running',
+  matched           bigint NOT NULL,
+  done              bigint NOT NULL DEFAULT 0,
+  after_inserted_at timestamptz NOT NULL DEFAULT '-infinity',
+  after_id          bigint NOT NULL DEFAULT 0,
+  created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+  advanced_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  CONSTRAINT replays_id_pkey PRIMARY KEY (id),
+  CONSTRAINT replays_source_check CHECK (source IN ('exhausted', 'all')),
+  CONSTRAINT replays_state_check CHECK (state IN ('running', 'done', 'cancelled')),
+  CONSTRAINT replays_rate_per_second_check CHECK (rate_per_second > 0)
+);
+CREATE INDEX replays_id_idx ON mailhook.replays (id) WHERE state = 'running';
+COMMENT ON TABLE mailhook.replays IS 'Events to deliver once more to one subscription, at a bounded rate.';
+COMMENT ON COLUMN mailhook.replays.since IS 'Dispatch times, from here on.';
+COMMENT ON COLUMN mailhook.replays.until IS 'Dispatch times, before this one.';
+COMMENT ON COLUMN mailhook.replays.event_types IS 'Nodes of the type hierarchy; NULL is whatever the subscription names.';
+COMMENT ON COLUMN mailhook.replays.source IS 'exhausted: its dead letters. all: every event that its filters match today.';
+COMMENT ON COLUMN mailhook.replays.after_inserted_at IS 'With after_id: the event it has come to.';
+COMMENT ON COLUMN mailhook.replays.advanced_at IS 'When the last rows were released; the rate is counted from here.';
+
+-- +goose Down
+DROP TABLE mailhook.replays, mailhook.test_deliveries, mailhook.task_leases, mailhook.workers;

@@ -1,0 +1,24 @@
+-- GetAccount answers the settings of an account and how many subscriptions it has: one row, with the defaults where
+-- the account has none of its own. Every subscription that is not deleted counts, in whatever status.
+-- name: GetAccount :one
+SELECT coalesce(a.status, 'active')::text AS status,
+  a.subscription_limit,
+  (SELECT count(*) FROM mailhook.subscriptions AS s WHERE s.account_id = given.id AND s.deleted_at IS NULL)::bigint AS subscription_count
+FROM (SELECT @id::text AS id) AS given
+LEFT JOIN mailhook.accounts AS a ON a.id = given.id;
+
+-- LockAccount makes creations of one account wait for each other until commit, so that its limit holds. An advisory
+-- lock, as an account need not have a row.
+-- name: LockAccount :exec
+SELECT pg_advisory_xact_lock(hashtextextended(@id::text, 0));
+
+-- PutAccount sets the settings of an account.
+-- name: PutAccount :exec
+INSERT INTO mailhook.accounts (id, status, subscription_limit)
+VALUES (@id, @status, sqlc.narg('subscription_limit'))
+ON CONFLICT (id) DO UPDATE
+SET status = excluded.status, subscription_limit = excluded.subscription_limit, updated_at = clock_timestamp();
+
+-- DeleteAccountRow removes the settings of an account.
+-- name: DeleteAccountRow :execrows
+DELETE FROM mailhook.accounts WHERE id = @id;

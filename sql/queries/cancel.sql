@@ -1,0 +1,80 @@
+-- CancelDeliveries ends waiting deliveries of inactive and deleted subscriptions, at most @max_rows a call, and appends
+-- a row without a request for each. Those in flight finish.
+-- name: CancelDeliveries :execrows
+WITH gone AS (
+  SELECT s.id, CASE WHEN s.deleted_at IS NOT NULL THEN 'deleted' ELSE 'deactivated' END AS reason
+  FROM mailhook.subscriptions AS s
+  WHERE (s.status = 'inactive' OR s.deleted_at IS NOT NULL)
+    AND s.updated_at >= @changed_since::timestamptz
+),
+locked AS MATERIALIZED (
+  SELECT w.id, g.reason
+  FROM gone AS g
+  CROSS JOIN LATERAL (
+    SELECT d.id FROM mailhook.deliveries AS d
+    WHERE d.subscription_id = g.id AND d.lease_id IS NULL
+    LIMIT @max_rows::int
+    FOR UPDATE SKIP LOCKED
+  ) AS w
+  LIMIT @max_rows::int
+),
+ended AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
+  RETURNING d.*
+)
+INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
+  number, ended_as, ended_reason, delivery_created_at)
+SELECT statement_timestamp(), mailhook.uuid7(statement_timestamp()), e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type,
+  e.attempt, 'cancelled', l.reason, e.created_at
+FROM ended AS e
+JOIN locked AS l ON l.id = e.id;
+
+-- CancelDeadLetters removes the dead letters of deleted subscriptions: they can no longer be replayed, and their end
+-- stays in attempts.
+-- name: CancelDeadLetters :execrows
+DELETE FROM mailhook.dead_letters AS l
+WHERE l.id = ANY (ARRAY(
+  SELECT x.id
+  FROM mailhook.subscriptions AS s
+  JOIN mailhook.dead_letters AS x ON x.subscription_id = s.id
+  WHERE s.deleted_at IS NOT NULL
+    AND s.updated_at >= @changed_since::timestamptz
+  LIMIT @max_rows::int
+  FOR UPDATE OF x SKIP LOCKED));
+
+-- ExpireHeld ends deliveries that were held longer than @max_age: dead letters with the reason expired.
+-- name: ExpireHeld :execrows
+WITH held AS (
+  SELECT s.id FROM mailhook.subscriptions AS s
+  WHERE s.deleted_at IS NULL
+    AND (s.status IN ('paused', 'suspended')
+      OR EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended'))
+),
+locked AS MATERIALIZED (
+  SELECT w.id
+  FROM held AS h
+  CROSS JOIN LATERAL (
+    SELECT d.id FROM mailhook.deliveries AS d
+    WHERE d.subscription_id = h.id AND d.lease_id IS NULL AND d.next_attempt_at < statement_timestamp() - @max_age::interval
+    ORDER BY d.next_attempt_at
+    LIMIT @max_rows::int
+    FOR UPDATE SKIP LOCKED
+  ) AS w
+  LIMIT @max_rows::int
+),
+ended AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
+  RETURNING d.*
+),
+logged AS (
+  INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
+    number, ended_as, ended_reason, delivery_created_at)
+  SELECT statement_timestamp(), mailhook.uuid7(statement_timestamp()), e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type,
+    e.attempt, 'exhausted', 'expired', e.created_at
+  FROM ended AS e
+)
+INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
+SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.last_outcome, 'expired', e.created_at, statement_timestamp()
+FROM ended AS e;

@@ -1,0 +1,100 @@
+-- Claim leases due deliveries (retries, released, rescued), fair by construction: it walks the distinct subscriptions
+-- that have waiting rows from @after_subscription_id on, at most @max_steps of them, and takes at most its room of each,
+-- oldest first. A closed-off subscription (paused, suspended, circuit open, account suspended) costs one probe.
+-- It answers the deliveries with their events, and where the next walk resumes: one row without a delivery when there is
+-- none. A delivery whose event is gone comes with event_found false.
+--
+-- The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
+-- name: Claim :many
+WITH RECURSIVE walked AS (
+  SELECT (
+    SELECT d.subscription_id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL AND d.subscription_id > @after_subscription_id::uuid
+    ORDER BY d.subscription_id
+    LIMIT 1
+  ) AS subscription_id, 1 AS step
+  UNION ALL
+  SELECT (
+    SELECT d.subscription_id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
+    ORDER BY d.subscription_id
+    LIMIT 1
+  ), w.step + 1
+  FROM walked AS w
+  WHERE w.subscription_id IS NOT NULL AND w.step < @max_steps::int
+),
+open AS MATERIALIZED (
+  SELECT w.subscription_id, w.step,
+    (least(
+      mailhook.in_flight_share(s.max_in_flight, s.id, @worker_count::int, @worker_rank::int),
+      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / @worker_count::int) END) - coalesce(b.in_flight, 0))::int AS room
+  FROM walked AS w
+  JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
+  LEFT JOIN (SELECT unnest(@busy_ids::uuid[]) AS subscription_id, unnest(@busy_counts::int[]) AS in_flight) AS b
+    ON b.subscription_id = w.subscription_id
+  WHERE s.status = 'active'
+    AND s.deleted_at IS NULL
+    AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = s.account_id AND acc.status = 'suspended')
+    AND NOT EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > statement_timestamp())
+),
+locked AS MATERIALIZED (
+  SELECT due.id, o.step
+  FROM open AS o
+  CROSS JOIN LATERAL (
+    SELECT d.id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL
+      AND d.subscription_id = o.subscription_id
+      AND d.next_attempt_at <= statement_timestamp()
+    ORDER BY d.next_attempt_at
+    LIMIT greatest(0, least(o.room, @max_of_each::int))
+    FOR UPDATE SKIP LOCKED
+  ) AS due
+  WHERE o.room > 0
+  LIMIT @free_slots::int
+),
+-- No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
+claimed AS (
+  UPDATE mailhook.deliveries AS d
+  SET leased_by = @worker_id::uuid, lease_id = @lease_id::uuid
+  WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
+)
+SELECT resume.subscription_id AS resume_after,
+  c.id AS delivery_id,
+  coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
+  coalesce(c.attempt, 0)::int AS attempt,
+  coalesce(c.account_id, '')::text AS account_id,
+  coalesce(c.event_type, '')::text AS event_type,
+  coalesce(c.event_inserted_at, 'epoch')::timestamptz AS event_inserted_at,
+  coalesce(c.event_id, 0)::bigint AS event_id,
+  (e.id IS NOT NULL)::boolean AS event_found,
+  coalesce(e.occurred_at, 'epoch')::timestamptz AS occurred_at,
+  coalesce(e.recipient, '')::text AS recipient,
+  coalesce(e.message_id, '')::text AS message_id,
+  coalesce(e.campaign_id, '')::text AS campaign_id,
+  coalesce(e.sending_domain, '')::text AS sending_domain,
+  coalesce(e.sending_node, '')::text AS sending_node,
+  coalesce(e.bridge, '')::text AS bridge,
+  coalesce(e.dedicated_ip, '')::text AS dedicated_ip,
+  coalesce(e.data, '{}')::json AS data
+FROM (
+  -- Where the slots ran out, else where the steps ran out, else the zero id: start over.
+  SELECT coalesce(
+    CASE WHEN (SELECT count(*) FROM locked) >= @free_slots::int
+      THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(l.step) FROM locked AS l)) END,
+    (SELECT w.subscription_id FROM walked AS w WHERE w.step = @max_steps::int),
+    '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id
+) AS resume
+LEFT JOIN claimed AS c ON true
+LEFT JOIN mailhook.events AS e ON e.inserted_at = c.event_inserted_at AND e.id = c.event_id;
+
+-- AnyDue says whether a waiting delivery is due: a look at one index entry, so that an idle worker's claim costs nothing.
+-- Deliveries that are held answer true as well.
+-- name: AnyDue :one
+SELECT EXISTS (
+  SELECT FROM mailhook.deliveries AS d
+  WHERE d.lease_id IS NULL AND d.next_attempt_at <= statement_timestamp()
+)::boolean;

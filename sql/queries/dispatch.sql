@@ -1,0 +1,235 @@
+-- Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
+-- below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
+-- already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
+-- It answers one row for each outbox row that it took, with the event's body only where there is something to send.
+--
+-- Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
+-- of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
+-- be run as a nested loop that takes more rows than its LIMIT.
+-- Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
+-- halves the batch until it can quarantine the one row.
+-- name: Dispatch :many
+WITH late AS MATERIALIZED (
+  SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
+  FROM mailhook.outbox AS o
+  WHERE o.id = ANY (@holes::bigint[])
+  ORDER BY o.id
+  LIMIT @max_rows::int
+  FOR UPDATE SKIP LOCKED
+),
+found AS MATERIALIZED (
+  SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
+  FROM mailhook.outbox AS o
+  WHERE o.id > @after_id::bigint
+  ORDER BY o.id
+  LIMIT @max_rows::int
+  FOR UPDATE SKIP LOCKED
+),
+-- By number and by bytes; the first one always, however large.
+picked AS MATERIALIZED (
+  SELECT budgeted.id
+  FROM (
+    SELECT merged.id,
+      row_number() OVER (ORDER BY merged.id) AS nth,
+      sum(merged.bytes) OVER (ORDER BY merged.id) AS bytes_so_far
+    FROM (SELECT late.id, late.bytes FROM late UNION ALL SELECT found.id, found.bytes FROM found) AS merged
+  ) AS budgeted
+  WHERE budgeted.nth = 1
+    OR (budgeted.nth <= @max_rows::int AND budgeted.bytes_so_far <= @max_bytes::bigint)
+),
+taken AS (
+  DELETE FROM mailhook.outbox AS o
+  WHERE o.id = ANY (ARRAY(SELECT picked.id FROM picked))
+  RETURNING o.*
+),
+-- '' counts as absent; bounce_type and message_class make the leaf type.
+cleaned AS MATERIALIZED (
+  SELECT t.id,
+    coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
+    coalesce(nullif(t.account_id, ''), 'default') AS account_id,
+    CASE
+      WHEN t.event_type = 'email.bounced' AND t.data ->> 'bounce_type' IN ('hard', 'soft')
+        THEN 'email.bounced.' || (t.data ->> 'bounce_type')
+      WHEN t.event_type IN ('email.opened', 'email.clicked') AND t.data ->> 'message_class' IN ('newsletter', 'transactional')
+        THEN t.event_type || '.' || (t.data ->> 'message_class')
+      ELSE t.event_type
+    END AS event_type,
+    coalesce(t.occurred_at, t.inserted_at, statement_timestamp()) AS occurred_at,
+    nullif(t.recipient, '') AS recipient,
+    nullif(t.message_id, '') AS message_id,
+    nullif(t.campaign_id, '') AS campaign_id,
+    nullif(t.sending_domain, '') AS sending_domain,
+    nullif(t.sending_node, '') AS sending_node,
+    nullif(t.bridge, '') AS bridge,
+    nullif(t.dedicated_ip, '') AS dedicated_ip,
+    host(nullif(t.dedicated_ip, '')::inet) AS dedicated_address,
+    nullif(t.dedupe_key, '') AS dedupe_key,
+    CASE WHEN t.data::text <> 'null' THEN t.data END AS data
+  FROM taken AS t
+),
+-- The limits, first the cheap ones. jsonb is asked only about the two spellings it is known to refuse.
+checked AS MATERIALIZED (
+  SELECT c.*,
+    CASE
+      WHEN octet_length(c.event_type) > 100 OR c.event_type !~ '^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$'
+        THEN 'MH001 event_type is not valid'
+      WHEN greatest(octet_length(c.account_id), octet_length(c.recipient), octet_length(c.message_id), octet_length(c.campaign_id),
+          octet_length(c.sending_domain), octet_length(c.sending_node), octet_length(c.bridge), octet_length(c.dedupe_key)) > 1000
+        THEN 'MH003 ' || CASE
+          WHEN octet_length(c.account_id) > 1000 THEN 'account_id'
+          WHEN octet_length(c.recipient) > 1000 THEN 'recipient'
+          WHEN octet_length(c.message_id) > 1000 THEN 'message_id'
+          WHEN octet_length(c.campaign_id) > 1000 THEN 'campaign_id'
+          WHEN octet_length(c.sending_domain) > 1000 THEN 'sending_domain'
+          WHEN octet_length(c.sending_node) > 1000 THEN 'sending_node'
+          WHEN octet_length(c.bridge) > 1000 THEN 'bridge'
+          ELSE 'dedupe_key'
+        END || ' is longer than 1,000 bytes'
+      WHEN c.occurred_at < '0001-01-01 00:00+00' OR c.occurred_at >= '10000-01-01 00:00+00'
+        THEN 'MH004 occurred_at is not in the years 1 to 9999'
+      WHEN json_typeof(c.data) <> 'object'
+        THEN 'MH002 data is not an object'
+      WHEN octet_length(c.data::text) > 262144
+        THEN 'MH002 data is longer than 262,144 bytes'
+      WHEN c.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND c.data::jsonb IS NULL
+        THEN 'MH002 data cannot be read back'
+    END AS refused
+  FROM cleaned AS c
+),
+quarantined AS (
+  INSERT INTO mailhook.quarantine (inserted_at, id, account_id, event_type, occurred_at, recipient, message_id, campaign_id,
+    sending_domain, sending_node, bridge, dedicated_ip, dedupe_key, data, reason, error_code)
+  SELECT c.inserted_at, t.id, t.account_id, t.event_type, t.occurred_at, t.recipient, t.message_id, t.campaign_id,
+    t.sending_domain, t.sending_node, t.bridge, t.dedicated_ip, t.dedupe_key, t.data, substr(c.refused, 7), left(c.refused, 5)
+  FROM checked AS c
+  JOIN taken AS t ON t.id = c.id
+  WHERE c.refused IS NOT NULL
+  RETURNING id
+),
+-- In key order, so that two dispatchers wait for each other but never in a circle.
+keyed AS (
+  INSERT INTO mailhook.dedupe_keys (account_id, dedupe_key, event_inserted_at, event_id)
+  SELECT c.account_id, c.dedupe_key, c.inserted_at, c.id
+  FROM checked AS c
+  WHERE c.dedupe_key IS NOT NULL
+    AND c.refused IS NULL
+  ORDER BY c.account_id, c.dedupe_key, c.id
+  ON CONFLICT DO NOTHING
+  RETURNING event_id
+),
+accepted AS MATERIALIZED (
+  SELECT c.*, c.dedupe_key IS NOT NULL AND c.id NOT IN (SELECT keyed.event_id FROM keyed) AS is_duplicate
+  FROM checked AS c
+  WHERE c.refused IS NULL
+),
+logged AS (
+  INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, message_id,
+    campaign_id, sending_domain, sending_node, bridge, dedicated_ip, dedupe_key, duplicate_of, data)
+  SELECT a.inserted_at, a.id, a.account_id, a.event_type, a.occurred_at, statement_timestamp(), a.recipient, a.message_id,
+    a.campaign_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_ip, a.dedupe_key,
+    CASE WHEN a.is_duplicate THEN coalesce((
+      -- The winner of an earlier statement, or, not yet visible, one of this batch.
+      SELECT mailhook.event_id(k.event_inserted_at, k.event_id)
+      FROM mailhook.dedupe_keys AS k
+      WHERE k.account_id = a.account_id AND k.dedupe_key = a.dedupe_key
+    ), (
+      SELECT mailhook.event_id(w.inserted_at, w.id)
+      FROM accepted AS w
+      WHERE w.account_id = a.account_id AND w.dedupe_key = a.dedupe_key AND NOT w.is_duplicate
+    ), '') END,
+    a.data
+  FROM accepted AS a
+),
+-- The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
+-- gets the events inserted after it.
+matched AS (
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.max_in_flight, s.rate_limit_per_second,
+    s.status = 'active'
+      AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = a.account_id AND acc.status = 'suspended')
+      AND NOT EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > statement_timestamp())
+      AS may_start
+  FROM accepted AS a
+  JOIN mailhook.subscription_event_types AS t
+    ON t.account_id = a.account_id AND t.event_type = ANY (mailhook.event_type_ancestors(a.event_type))
+  JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id
+  WHERE NOT a.is_duplicate
+    AND s.created_at <= a.inserted_at
+    AND (s.filter_sending_domain = '{}' OR lower(a.sending_domain) = ANY (s.filter_sending_domain))
+    AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
+    AND (s.filter_bridge = '{}' OR a.bridge = ANY (s.filter_bridge))
+    AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
+),
+-- Room: the worker's share of max_in_flight, and at most one second of a rate limit, less what it has in flight.
+ranked AS (
+  SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
+  FROM matched AS m
+),
+roomy AS (
+  SELECT r.*,
+    r.may_start AND r.nth <= least(
+      mailhook.in_flight_share(r.max_in_flight, r.subscription_id, @worker_count::int, @worker_rank::int),
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / @worker_count::int) END) - coalesce(b.in_flight, 0) AS has_room
+  FROM ranked AS r
+  LEFT JOIN (SELECT unnest(@busy_ids::uuid[]) AS subscription_id, unnest(@busy_counts::int[]) AS in_flight) AS b
+    ON b.subscription_id = r.subscription_id
+),
+inserted AS (
+  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
+  SELECT mailhook.uuid7(statement_timestamp()), f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+    statement_timestamp(), statement_timestamp(),
+    CASE WHEN f.leased THEN @worker_id::uuid END,
+    CASE WHEN f.leased THEN @lease_id::uuid END
+  FROM (
+    SELECT y.*, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= @free_slots::int AS leased
+    FROM roomy AS y
+  ) AS f
+  RETURNING id, subscription_id, event_id, lease_id
+),
+gathered AS (
+  SELECT i.event_id,
+    count(*) AS matches,
+    array_agg(i.id) FILTER (WHERE i.lease_id IS NOT NULL) AS delivery_ids,
+    array_agg(i.subscription_id) FILTER (WHERE i.lease_id IS NOT NULL) AS subscription_ids
+  FROM inserted AS i
+  GROUP BY i.event_id
+)
+SELECT c.id::bigint AS id, c.inserted_at::timestamptz AS inserted_at, c.account_id::text AS account_id,
+  c.event_type::text AS event_type, c.occurred_at::timestamptz AS occurred_at,
+  coalesce(c.recipient, '')::text AS recipient,
+  coalesce(c.message_id, '')::text AS message_id,
+  coalesce(c.campaign_id, '')::text AS campaign_id,
+  coalesce(c.sending_domain, '')::text AS sending_domain,
+  coalesce(c.sending_node, '')::text AS sending_node,
+  coalesce(c.bridge, '')::text AS bridge,
+  coalesce(c.dedicated_ip, '')::text AS dedicated_ip,
+  coalesce(CASE WHEN g.delivery_ids IS NOT NULL THEN c.data END, '{}')::json AS data,
+  coalesce(g.matches, 0)::bigint AS matches,
+  coalesce(g.delivery_ids, '{}')::uuid[] AS delivery_ids,
+  coalesce(g.subscription_ids, '{}')::uuid[] AS subscription_ids,
+  (c.refused IS NOT NULL)::boolean AS is_quarantined,
+  coalesce(a.is_duplicate, false)::boolean AS is_duplicate
+FROM checked AS c
+LEFT JOIN accepted AS a ON a.id = c.id
+LEFT JOIN gathered AS g ON g.event_id = c.id
+ORDER BY c.id;
+
+-- PeekOutbox is the id that a dispatch of one row would take first; no row when there is none.
+-- name: PeekOutbox :one
+SELECT least(
+  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id = ANY (@holes::bigint[])),
+  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > @after_id::bigint))::bigint AS id
+WHERE EXISTS (SELECT FROM mailhook.outbox AS o WHERE o.id = ANY (@holes::bigint[]) OR o.id > @after_id::bigint);
+
+-- QuarantineOutboxRow moves one row of the outbox into quarantine, with the error that its dispatch gave. It computes
+-- with no value of it. It takes nothing when another worker has the row.
+-- name: QuarantineOutboxRow :execrows
+WITH taken AS (
+  DELETE FROM mailhook.outbox AS o
+  WHERE o.id = (SELECT x.id FROM mailhook.outbox AS x WHERE x.id = @id::bigint FOR UPDATE SKIP LOCKED)
+  RETURNING o.*
+)
+INSERT INTO mailhook.quarantine (inserted_at, id, account_id, event_type, occurred_at, recipient, message_id, campaign_id,
+  sending_domain, sending_node, bridge, dedicated_ip, dedupe_key, data, reason, error_code)
+SELECT coalesce(t.inserted_at, statement_timestamp()), t.id, t.account_id, t.event_type, t.occurred_at, t.recipient, t.message_id, t.campaign_id,
+  t.sending_domain, t.sending_node, t.bridge, t.dedicated_ip, t.dedupe_key, t.data, @reason::text, @error_code::text
+FROM taken AS t;

@@ -1,0 +1,43 @@
+-- Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are and which of them it
+-- is, in the order of their ids, and whether a test send waits.
+-- name: Pulse :one
+SELECT i.delivery_enabled, i.notify_enabled,
+  (SELECT count(*) FROM mailhook.workers)::int AS worker_count,
+  (SELECT count(*) FROM mailhook.workers AS w WHERE w.id < @worker_id::uuid)::int AS worker_rank,
+  EXISTS (SELECT FROM mailhook.test_deliveries AS t WHERE t.leased_by IS NULL)::boolean AS test_waits,
+  clock_timestamp()::timestamptz AS now
+FROM mailhook.installation AS i;
+
+-- ListChangedSubscriptions names the subscriptions changed since @since, with the state that decides whether a request
+-- may start. A caller overlaps its calls by a minute, for transactions that commit late.
+-- name: ListChangedSubscriptions :many
+SELECT s.id, s.version, false AS by_account
+FROM mailhook.subscriptions AS s
+WHERE s.updated_at >= @since::timestamptz
+UNION ALL
+SELECT s.id, s.version, true
+FROM mailhook.accounts AS a
+JOIN mailhook.subscriptions AS s ON s.account_id = a.id
+WHERE a.updated_at >= @since::timestamptz;
+
+-- LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first.
+-- name: LoadSubscriptions :many
+SELECT s.id, s.account_id, s.version, s.url, s.format, s.headers_sealed, s.headers_key_id,
+  (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
+  s.max_in_flight, s.rate_limit_per_second,
+  (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
+  (s.status = 'active' AND NOT EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended'))::boolean AS may_start,
+  coalesce(k.key_ids, '{}')::text[] AS secret_key_ids,
+  coalesce(k.sealed, '{}')::bytea[] AS secrets_sealed,
+  -- To be read again then: secrets expire.
+  coalesce(k.next_expiry, clock_timestamp() + interval '1 hour')::timestamptz AS reload_at,
+  clock_timestamp()::timestamptz AS now
+FROM mailhook.subscriptions AS s
+LEFT JOIN LATERAL (
+  SELECT array_agg(x.key_id ORDER BY x.expires_at DESC NULLS FIRST, x.id DESC) AS key_ids,
+    array_agg(x.sealed ORDER BY x.expires_at DESC NULLS FIRST, x.id DESC) AS sealed,
+    min(x.expires_at) AS next_expiry
+  FROM mailhook.subscription_secrets AS x
+  WHERE x.subscription_id = s.id AND (x.expires_at IS NULL OR x.expires_at > clock_timestamp())
+) AS k ON true
+WHERE s.id = ANY (@ids::uuid[]);

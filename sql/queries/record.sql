@@ -1,0 +1,132 @@
+-- Record writes a batch of outcomes in one statement: each delivery is deleted or put off by its schedule, its attempt
+-- is appended, the exhausted become dead letters, and the health of the subscriptions follows. Only rows that pass the
+-- fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer is one row for each outcome that
+-- passed; what is missing from it is stale.
+--
+-- What to do is decided by the caller (outcome.go): @delivered and @suspends. When to do it is computed here, by the
+-- database's clock: @age_ms is how long before this statement the attempt began.
+-- name: Record :many
+WITH outcomes AS MATERIALIZED (
+  SELECT unnest(@delivery_ids::uuid[]) AS delivery_id,
+    unnest(@lease_ids::uuid[]) AS lease_id,
+    unnest(@outcomes::text[]) AS outcome,
+    unnest(@delivered::boolean[]) AS delivered,
+    unnest(@suspends::boolean[]) AS suspends,
+    unnest(@status_codes::int[]) AS status_code,
+    unnest(@ages_ms::int[]) AS age_ms,
+    unnest(@durations_ms::int[]) AS duration_ms,
+    unnest(@retry_afters_ms::bigint[]) AS retry_after_ms,
+    unnest(@excerpts::bytea[]) AS excerpt
+),
+fenced AS MATERIALIZED (
+  SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
+    o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
+  FROM outcomes AS o
+  JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
+  FOR UPDATE OF d
+),
+decided AS MATERIALIZED (
+  SELECT f.*,
+    CASE
+      WHEN f.delivered THEN 'delivered'
+      WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
+      WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
+    END AS ended_as,
+    CASE
+      WHEN f.delivered THEN NULL
+      WHEN s.id IS NULL OR s.deleted_at IS NOT NULL THEN 'deleted'
+      WHEN s.status = 'inactive' THEN 'deactivated'
+    END AS ended_reason,
+    -- The later of Retry-After and the schedule, at most 1 h beyond the schedule.
+    statement_timestamp() + greatest(
+      scheduled.delay,
+      least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')) AS next_attempt_at,
+    coalesce(s.suspend_when_exhausted, false) AS suspend_when_exhausted
+  FROM fenced AS f
+  LEFT JOIN mailhook.subscriptions AS s ON s.id = f.subscription_id
+  CROSS JOIN LATERAL (
+    SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
+  ) AS scheduled
+),
+ended AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (ARRAY(SELECT x.id FROM decided AS x WHERE x.ended_as IS NOT NULL))
+),
+put_off AS (
+  UPDATE mailhook.deliveries AS d
+  SET attempt = x.attempt + 1, next_attempt_at = x.next_attempt_at, last_outcome = x.outcome, leased_by = NULL, lease_id = NULL
+  FROM decided AS x
+  WHERE d.id = x.id AND x.ended_as IS NULL
+),
+logged AS (
+  INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
+    number, duration_ms, status_code, outcome, response_excerpt, ended_as, ended_reason, delivery_created_at)
+  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', mailhook.uuid7(statement_timestamp()), x.id, x.subscription_id, x.account_id,
+    x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.duration_ms, nullif(x.status_code, 0), x.outcome, x.excerpt,
+    x.ended_as, x.ended_reason, x.created_at
+  FROM decided AS x
+),
+buried AS (
+  INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
+  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.outcome, 'schedule_ended',
+    x.created_at, statement_timestamp()
+  FROM decided AS x
+  WHERE x.ended_as = 'exhausted'
+),
+-- In id order, here and in recovered: two workers that record for the same subscriptions must not deadlock.
+failed AS (
+  INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome)
+  SELECT x.subscription_id, count(*), statement_timestamp(), statement_timestamp(), max(x.outcome)
+  FROM decided AS x
+  WHERE NOT x.delivered
+    AND x.subscription_id NOT IN (SELECT y.subscription_id FROM decided AS y WHERE y.delivered)
+  GROUP BY x.subscription_id
+  ORDER BY x.subscription_id
+  ON CONFLICT (subscription_id) DO UPDATE
+  SET consecutive_failures = h.consecutive_failures + excluded.consecutive_failures,
+    last_failed_at = excluded.last_failed_at,
+    last_outcome = excluded.last_outcome
+),
+recovered AS (
+  DELETE FROM mailhook.subscription_health AS h
+  WHERE h.subscription_id = ANY (ARRAY(
+    SELECT g.subscription_id
+    FROM mailhook.subscription_health AS g
+    WHERE g.subscription_id IN (SELECT y.subscription_id FROM decided AS y WHERE y.delivered)
+    ORDER BY g.subscription_id
+    FOR UPDATE))
+),
+suspended AS (
+  UPDATE mailhook.subscriptions AS s
+  SET status = 'suspended', status_reason = reasons.reason
+  FROM (
+    SELECT x.subscription_id, CASE WHEN bool_or(x.suspends) THEN 'gone' ELSE 'schedule_ended' END AS reason
+    FROM decided AS x
+    WHERE NOT x.delivered
+      AND (x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted))
+    GROUP BY x.subscription_id
+  ) AS reasons
+  WHERE s.id = reasons.subscription_id AND s.status = 'active'
+)
+SELECT x.id AS delivery_id, coalesce(x.ended_as, '')::text AS ended_as
+FROM decided AS x;
+
+-- BuryUnrecordable ends a delivery whose outcome cannot be written for its data: the last resort of Record, so that
+-- no delivery is attempted for ever.
+-- name: BuryUnrecordable :execrows
+WITH ended AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = @delivery_id::uuid AND d.lease_id = @lease_id::uuid
+  RETURNING d.*
+),
+logged AS (
+  INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
+    number, ended_as, ended_reason, delivery_created_at)
+  SELECT statement_timestamp(), mailhook.uuid7(), e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type,
+    e.attempt + 1, 'exhausted', 'unrecordable', e.created_at
+  FROM ended AS e
+)
+INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
+SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt + 1, e.last_outcome, 'unrecordable',
+  e.created_at, statement_timestamp()
+FROM ended AS e;

@@ -1,0 +1,98 @@
+-- ListRunningReplays names the replays under way, with how many rows each may release now.
+-- name: ListRunningReplays :many
+SELECT r.id, r.source,
+  least(1000, floor(r.rate_per_second * extract(epoch FROM clock_timestamp() - r.advanced_at)))::int AS allowance
+FROM mailhook.replays AS r
+WHERE r.state = 'running'
+ORDER BY r.id;
+
+-- AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
+-- that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it.
+-- name: AdvanceExhaustedReplay :one
+WITH replay AS (
+  SELECT r.* FROM mailhook.replays AS r WHERE r.id = @id::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+),
+picked AS MATERIALIZED (
+  SELECT l.*
+  FROM replay AS r
+  JOIN mailhook.dead_letters AS l ON l.subscription_id = r.subscription_id
+  WHERE l.created_at >= r.since AND l.created_at < r.until
+    AND (r.event_types IS NULL OR mailhook.event_type_ancestors(l.event_type) && r.event_types)
+  ORDER BY l.id
+  LIMIT @max_rows::int
+  FOR UPDATE OF l SKIP LOCKED
+),
+removed AS (
+  DELETE FROM mailhook.dead_letters AS l
+  WHERE l.id = ANY (ARRAY(SELECT p.id FROM picked AS p))
+),
+inserted AS (
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
+  SELECT p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), @id::uuid
+  FROM picked AS p
+  WHERE NOT EXISTS (
+    SELECT FROM mailhook.deliveries AS d
+    WHERE d.event_inserted_at = p.event_inserted_at AND d.event_id = p.event_id AND d.subscription_id = p.subscription_id)
+  RETURNING id
+),
+advanced AS (
+  UPDATE mailhook.replays AS r
+  SET done = r.done + (SELECT count(*) FROM picked),
+    advanced_at = statement_timestamp(),
+    state = CASE WHEN (SELECT count(*) FROM picked) < @max_rows::int THEN 'done' ELSE r.state END
+  FROM replay
+  WHERE r.id = replay.id
+  RETURNING r.state
+)
+SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state;
+
+-- AdvanceEventReplay makes new deliveries of the next events that the subscription matches today.
+-- name: AdvanceEventReplay :one
+WITH replay AS (
+  SELECT r.* FROM mailhook.replays AS r WHERE r.id = @id::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+),
+picked AS MATERIALIZED (
+  SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id
+  FROM replay AS r
+  JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive'
+  JOIN mailhook.events AS e ON e.account_id = r.account_id
+    AND (e.inserted_at, e.id) > (r.after_inserted_at, r.after_id)
+  WHERE e.inserted_at < r.until
+    AND e.dispatched_at >= r.since AND e.dispatched_at < r.until
+    AND e.duplicate_of IS NULL
+    AND mailhook.event_type_ancestors(e.event_type) && s.event_types
+    AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
+    AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
+    AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
+    AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
+    AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+  ORDER BY e.inserted_at, e.id
+  LIMIT @max_rows::int
+),
+inserted AS (
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
+  SELECT p.subscription_id, p.account_id, p.inserted_at, p.id, p.event_type, statement_timestamp(), statement_timestamp(), @id::uuid
+  FROM picked AS p
+  WHERE NOT EXISTS (
+    SELECT FROM mailhook.deliveries AS d
+    WHERE d.event_inserted_at = p.inserted_at AND d.event_id = p.id AND d.subscription_id = p.subscription_id)
+  RETURNING id
+),
+-- A replay of all stands for the dead letters of the same events as well.
+removed AS (
+  DELETE FROM mailhook.dead_letters AS l
+  USING picked AS p
+  WHERE l.event_inserted_at = p.inserted_at AND l.event_id = p.id AND l.subscription_id = p.subscription_id
+),
+advanced AS (
+  UPDATE mailhook.replays AS r
+  SET done = r.done + (SELECT count(*) FROM inserted),
+    advanced_at = statement_timestamp(),
+    after_inserted_at = coalesce((SELECT p.inserted_at FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_inserted_at),
+    after_id = coalesce((SELECT p.id FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_id),
+    state = CASE WHEN (SELECT count(*) FROM picked) < @max_rows::int THEN 'done' ELSE r.state END
+  FROM replay
+  WHERE r.id = replay.id
+  RETURNING r.state
+)
+SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state;

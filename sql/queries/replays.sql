@@ -1,0 +1,52 @@
+-- CountExhaustedToReplay counts the dead letters that a replay of a subscription would take.
+-- name: CountExhaustedToReplay :one
+SELECT count(*)
+FROM mailhook.dead_letters AS l
+WHERE l.subscription_id = @subscription_id
+  AND l.created_at >= @since AND l.created_at < @until
+  AND (sqlc.narg('event_types')::text[] IS NULL OR mailhook.event_type_ancestors(l.event_type) && sqlc.narg('event_types')::text[]);
+
+-- CountEventsToReplay counts the events that a replay of a subscription would deliver once more: what it matches today,
+-- but for the pairs that are still unfinished. The conditions are those of AdvanceEventReplay.
+-- name: CountEventsToReplay :one
+SELECT count(*)
+FROM mailhook.subscriptions AS s
+JOIN mailhook.events AS e ON e.account_id = s.account_id
+WHERE s.id = @subscription_id
+  AND e.inserted_at < @until
+  AND e.dispatched_at >= @since AND e.dispatched_at < @until
+  AND e.duplicate_of IS NULL
+  AND mailhook.event_type_ancestors(e.event_type) && s.event_types
+  AND (sqlc.narg('event_types')::text[] IS NULL OR mailhook.event_type_ancestors(e.event_type) && sqlc.narg('event_types')::text[])
+  AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
+  AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
+  AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
+  AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+  AND NOT EXISTS (
+    SELECT FROM mailhook.deliveries AS d
+    WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id);
+
+-- GetReplayEnd answers where a replay ends: at the time given, but never in the future.
+-- name: GetReplayEnd :one
+SELECT least(sqlc.narg('until')::timestamptz, statement_timestamp())::timestamptz AS until;
+
+-- CreateReplay starts a replay; the workers do it.
+-- name: CreateReplay :one
+INSERT INTO mailhook.replays (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
+VALUES (@subscription_id, @account_id, @since, @until, sqlc.narg('event_types')::text[], @source, @rate_per_second, @matched)
+RETURNING *;
+
+-- GetReplay finds a replay of one account or, without @account_id, of any.
+-- name: GetReplay :one
+SELECT r.*
+FROM mailhook.replays AS r
+WHERE r.id = @id
+  AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text);
+
+-- CancelReplay stops a replay that runs, and leaves another as it is. What it has released is delivered.
+-- name: CancelReplay :one
+UPDATE mailhook.replays AS r
+SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
+WHERE r.id = @id
+  AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text)
+RETURNING *;

@@ -1,0 +1,21 @@
+-- Arm asks the trigger on outbox to notify. False where the installation has notifications off.
+-- name: Arm :one
+SELECT (CASE WHEN i.notify_enabled THEN setval('mailhook.wakeup', 1) ELSE 0 END = 1)::boolean AS armed
+FROM mailhook.installation AS i;
+
+-- Disarm: a worker is awake, and hosts need not notify.
+-- name: Disarm :exec
+SELECT setval('mailhook.wakeup', 0);
+
+-- ListOutboxWriters names the transactions that hold a lock to write into outbox now: those that inserted before a
+-- worker armed will not notify when they commit.
+-- name: ListOutboxWriters :many
+SELECT DISTINCT l.virtualtransaction::text AS writer
+FROM pg_catalog.pg_locks AS l
+WHERE l.locktype = 'relation'
+  AND l.relation = 'mailhook.outbox'::regclass
+  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+  AND l.mode = 'RowExclusiveLock'
+  AND l.granted
+  AND l.virtualtransaction IS NOT NULL
+  AND l.pid IS DISTINCT FROM pg_backend_pid();

@@ -1,0 +1,121 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"mailhook/db"
+)
+
+// A Config is what one worker process needs to know. Take DefaultConfig and change it.
+type Config struct {
+	// DatabaseURL is a PostgreSQL connection string.
+	DatabaseURL string
+	// Keyring opens the secrets and headers of subscriptions.
+	Keyring *db.Keyring
+	// Version is named in User-Agent and in the workers table.
+	Version string
+
+	// MaxInFlight bounds the leased deliveries in memory, and so the requests under way.
+	MaxInFlight int
+	// MaxBodyBytes bounds the event data in memory.
+	MaxBodyBytes int64
+	// BatchRows bounds the outbox rows of one dispatch.
+	BatchRows int
+	// Connections is the size of the pool; one more session listens.
+	Connections int
+
+	// PollInterval is the longest a sleeping worker trusts notifications.
+	PollInterval time.Duration
+	// ClaimInterval is how often a worker looks for due retries.
+	ClaimInterval time.Duration
+	// Grace is how long a stopping worker lets requests finish.
+	Grace time.Duration
+
+	// ExcerptBytes is how much of a receiver's answer is kept.
+	ExcerptBytes int
+	// AllowInsecureHTTP lets subscriptions use http.
+	AllowInsecureHTTP bool
+	// AllowCIDR opens addresses that are not public, with every port.
+	AllowCIDR []netip.Prefix
+
+	// Retention says how long history is kept.
+	Retention Retention
+
+	Log      *slog.Logger
+	Registry prometheus.Registerer
+}
+
+// Retention says how long each kind of history is kept.
+type Retention struct {
+	Events      time.Duration
+	Attempts    time.Duration
+	DeadLetters time.Duration
+	Quarantine  time.Duration
+	// Held is how long a delivery of a paused or suspended subscription waits before it becomes a dead letter.
+	Held time.Duration
+}
+
+// longestSchedule is what 50 intervals of 24 h could not be kept for; it is the longest preset (standard, 75 h 35 m)
+// with its jitter and an hour of Retry-After for each failure.
+const longestSchedule = 100 * time.Hour
+
+// DefaultConfig is a worker as most installations run it; DatabaseURL and Keyring are yet to be set.
+func DefaultConfig() Config {
+	day := 24 * time.Hour
+	return Config{
+		Version:       "dev",
+		MaxInFlight:   1000,
+		MaxBodyBytes:  32 << 20,
+		BatchRows:     1000,
+		Connections:   6,
+		PollInterval:  5 * time.Second,
+		ClaimInterval: 200 * time.Millisecond,
+		Grace:         20 * time.Second,
+		ExcerptBytes:  4096,
+		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, Held: 7 * day},
+		Log:           slog.Default(),
+		Registry:      prometheus.DefaultRegisterer,
+	}
+}
+
+// Validate says what is wrong with a configuration, by the name of the flag.
+func (c Config) Validate() error {
+	switch {
+	case c.DatabaseURL == "":
+		return errors.New("no database: set --database-url or MAILHOOK_DATABASE_URL")
+	case c.Keyring == nil:
+		return errors.New("no master key: set MAILHOOK_SECRET_KEY to 32 random bytes in base64 (openssl rand -base64 32)")
+	case c.MaxInFlight < 1 || c.MaxInFlight > 100_000:
+		return errors.New("--max-in-flight must be 1 to 100000")
+	case c.BatchRows < 1 || c.BatchRows > 10_000:
+		return errors.New("--batch-rows must be 1 to 10000")
+	case c.MaxBodyBytes < 1<<20:
+		return errors.New("--max-body-bytes must be at least 1 MiB")
+	case c.Connections < 3:
+		return errors.New("--connections must be at least 3")
+	case c.PollInterval < 100*time.Millisecond || c.ClaimInterval < 10*time.Millisecond:
+		return errors.New("--poll-interval must be at least 100ms and --claim-interval at least 10ms")
+	case c.ExcerptBytes < 0 || c.ExcerptBytes > 64<<10:
+		return errors.New("--excerpt-bytes must be 0 to 65536")
+	}
+	return c.Retention.validate()
+}
+
+func (r Retention) validate() error {
+	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.Held} {
+		if d < time.Hour {
+			return errors.New("every retention must be at least 1h")
+		}
+	}
+	if need := r.Held + longestSchedule; r.Events < need {
+		return fmt.Errorf("--retain-events %v is shorter than --retain-held %v and the longest retry schedule (%v): events would be dropped before they are delivered; raise it to %v",
+			r.Events, r.Held, longestSchedule, need)
+	}
+	return nil
+}

@@ -1,0 +1,252 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailhook/db"
+)
+
+const (
+	// targetDeliveries is how many deliveries one dispatch should make at most: 1,000 rows × 1,000 matches would be a million.
+	targetDeliveries = 4000
+	// batchBytes bounds the event data of one dispatch.
+	batchBytes = 8 << 20
+	// firstBatch is the number of rows while nothing is known of the fan-out.
+	firstBatch = 50
+	// sweepInterval is how often the outbox is scanned from its beginning while there is traffic.
+	sweepInterval = 2 * time.Second
+	// lingerTime is how long a worker that found nothing keeps looking before it arms the trigger and sleeps, and
+	// lingerPause how often it looks: under steady traffic no host has to notify.
+	lingerTime  = 100 * time.Millisecond
+	lingerPause = 4 * time.Millisecond
+	// writersPause is how often a worker asks whether the transactions that inserted before it armed have ended.
+	writersPause = 50 * time.Millisecond
+)
+
+// A dispatcher is the state of one worker's dispatch loop.
+type dispatcher struct {
+	w        *Worker
+	requests context.Context // of the requests it starts
+
+	floor     floor
+	limit     int     // rows a batch: halved by a data error
+	fanOut    float64 // deliveries a row, of late
+	sweptAt   time.Time
+	sweepTook time.Duration
+	foundAt   time.Time
+
+	armed   bool
+	writers map[string]bool // transactions that inserted before we armed
+}
+
+// dispatch takes the outbox to deliveries until ctx ends: look, and while there is nothing to find, linger, arm, sleep.
+func (w *Worker) dispatch(ctx, requests context.Context) {
+	d := &dispatcher{w: w, requests: requests, limit: w.cfg.BatchRows, fanOut: -1}
+	for ctx.Err() == nil {
+		free, bytes, ok := d.waitForRoom(ctx)
+		if !ok {
+			continue
+		}
+		n, err := d.look(ctx, free, bytes)
+		switch {
+		case err != nil:
+			w.complain(ctx, "dispatch", err)
+			pause(ctx, time.Second)
+		case n > 0:
+			d.found(ctx)
+		default:
+			w.ready.Store(true)
+			d.idle(ctx)
+		}
+	}
+	d.disarm(context.WithoutCancel(ctx))
+}
+
+// waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
+// round trip. An eighth of the slots is left to retries.
+func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok bool) {
+	w := d.w
+	if !w.state.sending() || w.state.alive(time.Now()) != nil {
+		w.ready.Store(true)
+		select {
+		case <-ctx.Done():
+		case <-w.state.changed:
+		case <-time.After(pulseInterval):
+		}
+		return 0, 0, false
+	}
+	most := w.cfg.MaxInFlight - w.cfg.MaxInFlight/8
+	patience := time.After(10 * time.Millisecond)
+	for {
+		free, bytes, more := w.leases.room(most, w.cfg.MaxBodyBytes)
+		if bytes > 0 && (free >= most/4 || (free > 0 && patience == nil)) {
+			return free, bytes, true
+		}
+		select {
+		case <-more:
+		case <-patience:
+			patience = nil
+		case <-ctx.Done():
+			return 0, 0, false
+		}
+	}
+}
+
+// look takes one batch and starts its deliveries. It answers how many rows it took.
+func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, error) {
+	now := time.Now()
+	sweep := now.Sub(d.sweptAt) > max(sweepInterval, 20*d.sweepTook)
+	after, probes := d.floor.after, d.floor.probes(now)
+	if sweep {
+		after, probes = 0, nil
+	}
+	rows := d.rows(free)
+	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
+	if isDataError(err) {
+		return d.halve(ctx, after, probes, rows)
+	}
+	if err != nil {
+		return 0, err
+	}
+	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
+	if sweep && len(taken) < rows { // it came to the end
+		d.sweptAt, d.sweepTook = time.Now(), time.Since(now)
+	}
+	d.learn(taken, time.Now())
+	return len(taken), nil
+}
+
+// rows is how many outbox rows to take, so that their deliveries find free slots: what finds none is written as
+// waiting and costs a claim later.
+func (d *dispatcher) rows(free int) int {
+	if d.fanOut < 0 {
+		return min(d.limit, firstBatch)
+	}
+	return max(1, min(d.limit, int(float64(min(free, targetDeliveries))/max(d.fanOut, 0.01))))
+}
+
+func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
+	if len(taken) == 0 {
+		return
+	}
+	ids := make([]int64, len(taken))
+	var matches int64
+	for i, row := range taken {
+		ids[i] = row.ID
+		matches += row.Matches
+	}
+	d.floor.saw(ids, now)
+	last := float64(matches) / float64(len(taken))
+	if d.fanOut < 0 || last > d.fanOut {
+		d.fanOut = last // a jump up at once, the way down slowly
+	} else {
+		d.fanOut += (last - d.fanOut) / 8
+	}
+}
+
+// take runs the statement and starts what it leased.
+func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows, free int, bytes int64) ([]db.DispatchRow, error) {
+	w := d.w
+	lease := w.leases.expect()
+	workers, rank := w.state.share()
+	busy, counts := w.leases.busy()
+	started := time.Now()
+	var taken []db.DispatchRow
+	err := call(ctx, func(ctx context.Context) (err error) {
+		taken, err = w.q.Dispatch(ctx, db.DispatchParams{
+			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
+			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
+			WorkerCount: workers, WorkerRank: rank, BusyIDs: busy, BusyCounts: counts,
+		})
+		return err
+	})
+	if err != nil {
+		// It may have been committed: then reconcileLeases gives the deliveries back.
+		w.leases.got(lease, nil)
+		return nil, err
+	}
+	deliveries, waiting := w.deliveriesOf(taken, lease)
+	w.leases.got(lease, deliveries)
+	w.start(d.requests, deliveries)
+	if waiting {
+		signal(w.due)
+	}
+	if len(taken) > 0 {
+		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
+		w.metrics.dispatched(taken)
+	}
+	return taken, nil
+}
+
+// deliveriesOf makes the leased deliveries of dispatched rows, and says whether others were written as waiting.
+func (w *Worker) deliveriesOf(rows []db.DispatchRow, lease [16]byte) (deliveries []*delivery, waiting bool) {
+	for _, row := range rows {
+		waiting = waiting || int(row.Matches) > len(row.DeliveryIDs)
+		if len(row.DeliveryIDs) == 0 {
+			continue
+		}
+		e := &event{
+			id:        db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation},
+			eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,
+			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: row.Data,
+		}
+		for i, id := range row.DeliveryIDs {
+			deliveries = append(deliveries, &delivery{id: id, leaseID: lease, subscriptionID: row.SubscriptionIDs[i], event: e})
+		}
+	}
+	return deliveries, waiting
+}
+
+// halve makes the next batch smaller after a data error, until the row that causes it stands alone and is quarantined.
+func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, rows int) (int, error) {
+	if rows > 1 {
+		d.limit = rows / 2
+		return 1, nil // look again at once
+	}
+	var id int64
+	err := call(ctx, func(ctx context.Context) (err error) {
+		id, err = d.w.q.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
+		return err
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	// Once more, for exactly this row: another worker may have taken the one that failed.
+	taken, err := d.take(ctx, math.MaxInt64, []int64{id}, 1, 1, batchBytes)
+	if err == nil {
+		d.learn(taken, time.Now())
+		return 1, nil
+	}
+	if !isDataError(err) {
+		return 0, err
+	}
+	return 1, d.quarantine(ctx, id, err)
+}
+
+func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) error {
+	return call(ctx, func(ctx context.Context) error {
+		n, err := d.w.q.QuarantineOutboxRow(ctx, db.QuarantineOutboxRowParams{ID: id, ErrorCode: sqlState(cause), Reason: reason(cause)})
+		if n > 0 {
+			d.w.metrics.eventsQuarantined.Inc()
+			d.w.cfg.Log.Warn("quarantined an event that cannot be dispatched", "id", id, "error_code", sqlState(cause))
+		}
+		return err
+	})
+}
+
+// reason is the message of a database error, without its details: those quote the row.
+func reason(err error) string {
+	var pgErr interface{ SQLState() string }
+	if errors.As(err, &pgErr) {
+		return firstLine(err.Error())
+	}
+	return "unknown"
+}

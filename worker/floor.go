@@ -1,0 +1,88 @@
+package worker
+
+import "time"
+
+const (
+	// holeAge is how long a missing id is looked for: a transaction still open after that is left to the sweep.
+	holeAge = 10 * time.Second
+	// maxHoles bounds the missing ids that are remembered; beyond it the oldest are left to the sweep.
+	maxHoles = 20_000
+	// maxProbes bounds the newest missing ids that every scan looks for: about 1 ms of index probes.
+	maxProbes = 1000
+	// probeAllInterval is how often all of them are looked for.
+	probeAllInterval = 200 * time.Millisecond
+)
+
+// A floor lets a scan of the outbox start above the rows that are known to be gone, whose index entries stay for as
+// long as any transaction of the host holds a snapshot. Rows commit out of order: with 0–20 ms of host work after the
+// INSERT two thirds commit below the highest id seen. So the ids missing below it are remembered as holes, and probed.
+// A floor is used by one goroutine.
+type floor struct {
+	after    int64 // scans start above this id
+	holes    []hole
+	probedAt time.Time
+}
+
+type hole struct {
+	id    int64
+	since time.Time
+}
+
+// probes are the missing ids to look for now, newest last: all of them from time to time, else only the newest.
+func (f *floor) probes(now time.Time) []int64 {
+	f.forget(now)
+	holes := f.holes
+	if now.Sub(f.probedAt) >= probeAllInterval {
+		f.probedAt = now
+	} else if len(holes) > maxProbes {
+		holes = holes[len(holes)-maxProbes:]
+	}
+	ids := make([]int64, len(holes))
+	for i, h := range holes {
+		ids[i] = h.id
+	}
+	return ids
+}
+
+// saw takes note of the ids that a scan has taken, in ascending order.
+func (f *floor) saw(ids []int64, now time.Time) {
+	f.fill(ids)
+	for _, id := range ids {
+		if id <= f.after {
+			continue
+		}
+		if f.after > 0 { // below the first id ever seen nothing is known, and a sweep has looked
+			for missing := max(f.after+1, id-maxHoles); missing < id; missing++ {
+				f.holes = append(f.holes, hole{missing, now})
+			}
+		}
+		f.after = id
+	}
+	if excess := len(f.holes) - maxHoles; excess > 0 {
+		f.holes = f.holes[excess:]
+	}
+}
+
+// fill removes the holes that have been found. Both lists ascend.
+func (f *floor) fill(ids []int64) {
+	if len(f.holes) == 0 {
+		return
+	}
+	kept := f.holes[:0]
+	for _, h := range f.holes {
+		for len(ids) > 0 && ids[0] < h.id {
+			ids = ids[1:]
+		}
+		if len(ids) == 0 || ids[0] != h.id {
+			kept = append(kept, h)
+		}
+	}
+	f.holes = kept
+}
+
+// forget drops the holes that are too old.
+func (f *floor) forget(now time.Time) {
+	for len(f.holes) > 0 && now.Sub(f.holes[0].since) > holeAge {
+		f.holes = f.holes[1:]
+	}
+}

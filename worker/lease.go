@@ -1,0 +1,243 @@
+package worker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mailhook/db"
+)
+
+// leases is what this process remembers of what it holds: every lease from the moment before the call that may get
+// it until its last delivery is recorded or given back. The database's account is compared with it (reconcileLeases).
+type leases struct {
+	mu             sync.Mutex
+	remembered     map[uuid.UUID]int // deliveries of a lease still held; 0 while the call is under way
+	bySubscription map[uuid.UUID]int
+	deliveries     int
+	bytes          int64
+	freed          chan struct{} // closed and replaced whenever something is given up
+}
+
+func newLeases() *leases {
+	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]int{}, freed: make(chan struct{})}
+}
+
+// expect makes a fresh lease id and remembers it before the database can know it.
+func (l *leases) expect() uuid.UUID {
+	id := uuid.New()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remembered[id] = 0
+	return id
+}
+
+// got adds what the call brought; a lease without deliveries, or of a call that failed, is forgotten.
+func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(deliveries) == 0 {
+		delete(l.remembered, id)
+		return
+	}
+	l.remembered[id] = len(deliveries)
+	l.deliveries += len(deliveries)
+	for _, d := range deliveries {
+		l.bySubscription[d.subscriptionID]++
+		if d.event.holders == 0 {
+			l.bytes += d.event.size()
+		}
+		d.event.holders++
+	}
+}
+
+// done gives up one delivery: recorded, or given back.
+func (l *leases) done(d *delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.remembered[d.leaseID]--; l.remembered[d.leaseID] == 0 {
+		delete(l.remembered, d.leaseID)
+	}
+	if l.bySubscription[d.subscriptionID]--; l.bySubscription[d.subscriptionID] == 0 {
+		delete(l.bySubscription, d.subscriptionID)
+	}
+	l.deliveries--
+	if d.event.holders--; d.event.holders == 0 {
+		l.bytes -= d.event.size()
+	}
+	close(l.freed)
+	l.freed = make(chan struct{})
+}
+
+func (l *leases) held() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.deliveries
+}
+
+// room is how many deliveries and bytes may come in, and a channel that closes when there is more.
+func (l *leases) room(maxDeliveries int, maxBytes int64) (deliveries int, bytes int64, more <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maxDeliveries - l.deliveries, maxBytes - l.bytes, l.freed
+}
+
+// busy is how many deliveries each subscription has in flight here.
+func (l *leases) busy() (ids []uuid.UUID, counts []int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids, counts = make([]uuid.UUID, 0, len(l.bySubscription)), make([]int32, 0, len(l.bySubscription))
+	for id, n := range l.bySubscription {
+		ids, counts = append(ids, id), append(counts, int32(n)) //nolint:gosec // at most MaxInFlight
+	}
+	return ids, counts
+}
+
+// forgotten filters the leases that are not remembered.
+func (l *leases) forgotten(ids []uuid.UUID) []uuid.UUID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var missing []uuid.UUID
+	for _, id := range ids {
+		if _, ok := l.remembered[id]; !ok {
+			missing = append(missing, id)
+		}
+	}
+	return missing
+}
+
+// waitEmpty waits until nothing is held, and says whether that came within the time.
+func (l *leases) waitEmpty(within time.Duration) bool {
+	deadline := time.After(within)
+	for {
+		l.mu.Lock()
+		n, freed := l.deliveries, l.freed
+		l.mu.Unlock()
+		if n == 0 {
+			return true
+		}
+		select {
+		case <-freed:
+		case <-deadline:
+			return false
+		}
+	}
+}
+
+// reconcileLeases gives back, every two seconds, leases that the database says are ours and we do not remember: their
+// dispatch or claim was committed and its reply lost. The database is asked first and the memory second, so that a
+// call under way is never taken for a lost one.
+func (w *Worker) reconcileLeases(ctx context.Context) {
+	every(ctx, 2*time.Second, w.returnForgotten)
+}
+
+func (w *Worker) returnForgotten(ctx context.Context) {
+	id := w.identity.get()
+	err := call(ctx, func(ctx context.Context) error {
+		ids, err := w.q.ListLeases(ctx, id)
+		if err != nil {
+			return err
+		}
+		forgotten := w.leases.forgotten(ids)
+		if len(forgotten) == 0 {
+			return nil
+		}
+		n, err := w.q.ReturnLeases(ctx, db.ReturnLeasesParams{WorkerID: id, LeaseIDs: forgotten})
+		if err == nil && n > 0 {
+			w.metrics.leasesReturned.Add(float64(n))
+			w.cfg.Log.Warn("gave back leases whose reply was lost", "deliveries", n)
+			signal(w.due)
+		}
+		return err
+	})
+	w.complain(ctx, "give back forgotten leases", err)
+}
+
+// A returned delivery was leased and not started.
+type returned struct {
+	delivery *delivery
+	delay    time.Duration // not to be started again before
+}
+
+// giveBack returns deliveries that were not started, in batches.
+func (w *Worker) giveBack(ctx context.Context) {
+	for {
+		batch := gather(ctx, w.returns, 1000, 10*time.Millisecond)
+		if len(batch) == 0 {
+			return
+		}
+		params := db.ReturnDeliveriesParams{}
+		for _, r := range batch {
+			params.DeliveryIDs = append(params.DeliveryIDs, r.delivery.id)
+			params.LeaseIDs = append(params.LeaseIDs, r.delivery.leaseID)
+			params.DelaysMS = append(params.DelaysMS, r.delay.Milliseconds())
+		}
+		w.persist(ctx, "give back deliveries", func(ctx context.Context) error {
+			n, err := w.q.ReturnDeliveries(ctx, params)
+			w.metrics.leasesReturned.Add(float64(n))
+			return err
+		})
+		for _, r := range batch {
+			w.leases.done(r.delivery)
+		}
+	}
+}
+
+// gather takes the next batch from c: at least one, at most limit, waiting no longer than linger for more than one.
+// An empty batch means that ctx has ended and c is drained.
+func gather[T any](ctx context.Context, c <-chan T, limit int, linger time.Duration) []T {
+	var batch []T
+	select {
+	case x := <-c:
+		batch = append(batch, x)
+	case <-ctx.Done():
+		linger = 0
+	}
+	timer := time.NewTimer(linger)
+	defer timer.Stop()
+	for len(batch) < limit {
+		select {
+		case x := <-c:
+			batch = append(batch, x)
+			continue
+		default:
+		}
+		if linger == 0 {
+			return batch
+		}
+		select {
+		case x := <-c:
+			batch = append(batch, x)
+		case <-timer.C:
+			return batch
+		}
+	}
+	return batch
+}
+
+// persist repeats f until it succeeds, backing off up to a second, or until ctx has ended and five more seconds.
+func (w *Worker) persist(ctx context.Context, what string, f func(context.Context) error) bool {
+	delay := 10 * time.Millisecond
+	var giveUp <-chan time.Time
+	for {
+		err := call(context.WithoutCancel(ctx), f)
+		if err == nil {
+			return true
+		}
+		w.complain(ctx, what, err)
+		if isDataError(err) {
+			return false
+		}
+		if ctx.Err() != nil && giveUp == nil {
+			giveUp = time.After(5 * time.Second)
+		}
+		select {
+		case <-giveUp:
+			return false
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, time.Second)
+	}
+}

@@ -1,0 +1,161 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"mailhook/db"
+)
+
+// metrics are what an operator watches. Labels are closed lists: never an account, a subscription or a URL.
+type metrics struct {
+	registry   prometheus.Registerer
+	collectors []prometheus.Collector
+
+	attempts          *prometheus.CounterVec
+	attemptSeconds    prometheus.Histogram
+	deliveriesEnded   *prometheus.CounterVec
+	dispatchSeconds   prometheus.Histogram
+	claimSeconds      prometheus.Histogram
+	recordSeconds     prometheus.Histogram
+	eventsDispatched  prometheus.Counter
+	eventsUnmatched   prometheus.Counter
+	eventsDuplicate   prometheus.Counter
+	eventsQuarantined prometheus.Counter
+	notifications     prometheus.Counter
+	leasesReturned    prometheus.Counter
+	staleOutcomes     prometheus.Counter
+	workersRescued    prometheus.Counter
+	databaseErrors    *prometheus.CounterVec
+	defaultRows       prometheus.Gauge
+}
+
+func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases) *metrics {
+	m := &metrics{registry: registry}
+	counter := func(name, help string) prometheus.Counter {
+		return add(m, prometheus.NewCounter(prometheus.CounterOpts{Namespace: "mailhook", Name: name, Help: help}))
+	}
+	seconds := func(name, help string) prometheus.Histogram {
+		return add(m, prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "mailhook", Name: name, Help: help,
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}))
+	}
+	m.attempts = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "attempts_total",
+		Help: "Attempts by outcome: the closed list of docs/receivers.md."}, []string{"outcome"}))
+	m.attemptSeconds = seconds("attempt_seconds", "Duration of an attempt, from the dial to the end of the answer.")
+	m.deliveriesEnded = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "deliveries_total",
+		Help: "Deliveries that ended with a recorded attempt, by how: delivered, exhausted, cancelled."}, []string{"ended_as"}))
+	m.dispatchSeconds = seconds("dispatch_seconds", "Duration of a dispatch that found rows.")
+	m.claimSeconds = seconds("claim_seconds", "Duration of a claim.")
+	m.recordSeconds = seconds("record_seconds", "Duration of recording a batch of outcomes.")
+	m.eventsDispatched = counter("events_dispatched_total", "Events taken from the outbox and logged.")
+	m.eventsUnmatched = counter("events_unmatched_total", "Dispatched events that no subscription matched.")
+	m.eventsDuplicate = counter("events_duplicate_total", "Dispatched events whose dedupe_key had been seen within the window.")
+	m.eventsQuarantined = counter("events_quarantined_total", "Events that could not be dispatched.")
+	m.notifications = counter("notifications_total", "Notifications received from hosts' transactions.")
+	m.leasesReturned = counter("leases_returned_total", "Deliveries given back without an attempt.")
+	m.staleOutcomes = counter("stale_outcomes_total", "Outcomes that came after their lease was taken away.")
+	m.workersRescued = counter("workers_rescued_total", "Workers taken for dead by this one.")
+	m.databaseErrors = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "database_errors_total",
+		Help: "Failed database calls, by call."}, []string{"call"}))
+	m.defaultRows = add(m, prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "mailhook", Name: "default_partition_rows",
+		Help: "Rows in a DEFAULT partition, counted up to 1,000 a table. More than none: partitions are missing."}))
+	add(m, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "mailhook", Name: "leased_deliveries", Help: "Deliveries that this worker holds."},
+		func() float64 { return float64(l.held()) }))
+	add(m, &stateCollector{q})
+	return m
+}
+
+func add[C prometheus.Collector](m *metrics, c C) C {
+	m.collectors = append(m.collectors, c)
+	if m.registry != nil {
+		m.registry.MustRegister(c)
+	}
+	return c
+}
+
+func (m *metrics) unregister() {
+	for _, c := range m.collectors {
+		if m.registry != nil {
+			m.registry.Unregister(c)
+		}
+	}
+}
+
+func (m *metrics) attempted(o outcome) {
+	m.attempts.WithLabelValues(o.word).Inc()
+	m.attemptSeconds.Observe(o.duration.Seconds())
+}
+
+func (m *metrics) ended(rows []db.RecordRow) {
+	for _, row := range rows {
+		if row.EndedAs != "" {
+			m.deliveriesEnded.WithLabelValues(row.EndedAs).Inc()
+		}
+	}
+}
+
+func (m *metrics) dispatched(rows []db.DispatchRow) {
+	for _, row := range rows {
+		switch {
+		case row.IsQuarantined:
+			m.eventsQuarantined.Inc()
+			continue
+		case row.IsDuplicate:
+			m.eventsDuplicate.Inc()
+		case row.Matches == 0:
+			m.eventsUnmatched.Inc()
+		}
+		m.eventsDispatched.Inc()
+	}
+}
+
+// stateCollector asks the database at each scrape what the whole installation looks like: every worker answers the same.
+type stateCollector struct{ q *db.Queries }
+
+func stateDescs() map[string]*prometheus.Desc {
+	descs := map[string]*prometheus.Desc{}
+	for name, help := range map[string]string{
+		"outbox_rows":           "Undispatched events, counted up to 1,000,000.",
+		"outbox_oldest_seconds": "Age of the oldest undispatched event.",
+		"due_deliveries":        "Waiting deliveries that are due, held ones too, counted up to 1,000,000.",
+		"sending_deliveries":    "Leased deliveries of all workers, counted up to 1,000,000.",
+		"held_deliveries":       "Deliveries held by a paused, suspended or circuit-open subscription or a suspended account, counted up to 1,000,000.",
+		"dead_letters":          "Exhausted deliveries that are kept, counted up to 1,000,000.",
+		"quarantined_events":    "Events that are kept in quarantine, counted up to 1,000,000.",
+		"emit_failures":         "Events that emit_safe and emit_many_safe have given up on since installation.",
+		"delivery_enabled":      "1 while delivery is on.",
+	} {
+		descs[name] = prometheus.NewDesc("mailhook_"+name, help, nil, nil)
+	}
+	return descs
+}
+
+func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range stateDescs() {
+		out <- d
+	}
+}
+
+func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	descs := stateDescs()
+	s, err := c.q.Status(ctx)
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(descs["outbox_rows"], err)
+		return
+	}
+	enabled := 0.0
+	if s.DeliveryEnabled {
+		enabled = 1
+	}
+	for name, value := range map[string]float64{
+		"outbox_rows": float64(s.Undispatched), "outbox_oldest_seconds": s.OldestUndispatchedSeconds, "due_deliveries": float64(s.Due),
+		"sending_deliveries": float64(s.Sending), "held_deliveries": float64(s.Held), "dead_letters": float64(s.Dead),
+		"quarantined_events": float64(s.Quarantined), "emit_failures": float64(s.EmitFailures), "delivery_enabled": enabled,
+	} {
+		out <- prometheus.MustNewConstMetric(descs[name], prometheus.GaugeValue, value)
+	}
+}

@@ -1,0 +1,136 @@
+package worker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The outcomes of an attempt: a closed list, the same words in SQL, API, metrics and docs.
+const (
+	outcomeOK              = "ok"
+	outcomeHTTP1xx         = "http_1xx"
+	outcomeHTTP3xx         = "http_3xx"
+	outcomeHTTP4xx         = "http_4xx"
+	outcomeHTTP410         = "http_410"
+	outcomeHTTP429         = "http_429"
+	outcomeHTTP5xx         = "http_5xx"
+	outcomeDNS             = "dns"
+	outcomeRefused         = "refused"
+	outcomeConnectTimeout  = "connect_timeout"
+	outcomeResponseTimeout = "response_timeout"
+	outcomeTLS             = "tls"
+	outcomeReset           = "reset"
+	outcomeBadResponse     = "bad_response"
+	outcomeBlockedAddress  = "blocked_address"
+	outcomeRenderFailed    = "render_failed"
+	outcomeNoSecret        = "no_secret"
+)
+
+// An outcome is what came of one attempt, as it is recorded.
+type outcome struct {
+	delivery   *delivery
+	word       string
+	statusCode int // 0: none came
+	startedAt  time.Time
+	duration   time.Duration
+	retryAfter time.Duration // 0: none asked for
+	excerpt    []byte
+}
+
+// delivered: 2xx, and nothing else. Everything else is retried on the schedule; people repair 4xx, too.
+func (o outcome) delivered() bool { return o.word == outcomeOK }
+
+// suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
+func (o outcome) suspends() bool { return o.word == outcomeHTTP410 }
+
+// statusOutcome is the word for an HTTP status.
+func statusOutcome(status int) string {
+	switch {
+	case status >= 200 && status <= 299:
+		return outcomeOK
+	case status >= 100 && status <= 199:
+		return outcomeHTTP1xx
+	case status >= 300 && status <= 399:
+		return outcomeHTTP3xx
+	case status == http.StatusGone:
+		return outcomeHTTP410
+	case status == http.StatusTooManyRequests:
+		return outcomeHTTP429
+	case status >= 400 && status <= 499:
+		return outcomeHTTP4xx
+	case status >= 500 && status <= 599:
+		return outcomeHTTP5xx
+	}
+	return outcomeBadResponse
+}
+
+// errInterim is the error of a request that was answered with a 1xx.
+var errInterim = errors.New("interim response")
+
+// errorOutcome is the word for a request without a final answer. connected says whether it had a connection, which
+// tells the two timeouts apart.
+func errorOutcome(err error, connected bool) string {
+	var (
+		dns        *net.DNSError
+		record     tls.RecordHeaderError
+		alert      tls.AlertError
+		verify     *tls.CertificateVerificationError
+		invalid    x509.CertificateInvalidError
+		hostname   x509.HostnameError
+		authority  x509.UnknownAuthorityError
+		timeoutErr net.Error
+	)
+	switch {
+	case errors.Is(err, errInterim):
+		return outcomeHTTP1xx
+	case errors.Is(err, errBlocked):
+		return outcomeBlockedAddress
+	case errors.As(err, &dns):
+		return outcomeDNS
+	case errors.As(err, &record), errors.As(err, &alert), errors.As(err, &verify), errors.As(err, &invalid), errors.As(err, &hostname), errors.As(err, &authority):
+		return outcomeTLS
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return outcomeRefused
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeoutErr) && timeoutErr.Timeout():
+		if connected {
+			return outcomeResponseTimeout
+		}
+		return outcomeConnectTimeout
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		strings.Contains(err.Error(), "server closed idle connection"):
+		return outcomeReset
+	case strings.Contains(err.Error(), "tls: "): // handshake errors that have no type
+		return outcomeTLS
+	}
+	return outcomeBadResponse
+}
+
+// retryAfter reads the header (RFC 9110, 10.2.3): seconds, or a date against the receiver's own Date where it gives
+// one. What is no such value asks for nothing; the statement bounds the rest.
+func retryAfter(header http.Header, now time.Time) time.Duration {
+	value := strings.TrimSpace(header.Get("Retry-After"))
+	if value == "" {
+		return 0
+	}
+	const most = 48 * time.Hour // beyond any schedule and its hour
+	if seconds, err := strconv.ParseUint(value, 10, 32); err == nil {
+		return min(time.Duration(seconds)*time.Second, most)
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		now = date
+	}
+	return min(max(0, at.Sub(now)), most)
+}

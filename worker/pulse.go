@@ -1,0 +1,105 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"mailhook/db"
+)
+
+// pulseInterval is how soon a change of a subscription or of the installation is seen.
+const pulseInterval = 500 * time.Millisecond
+
+// stallLimit is how long a worker may go without a confirmed heartbeat and still start requests. It is less than
+// what a rescuer waits for, so that two workers do not send the same delivery.
+const stallLimit = 10 * time.Second
+
+// pulseState is what the pulse has learned, for all loops to read.
+type pulseState struct {
+	mu        sync.Mutex
+	enabled   bool
+	workers   int32
+	rank      int32
+	pulsedAt  time.Time // of this process, monotonic
+	beatAt    time.Time
+	recording bool // false while outcomes cannot be written
+	changed   chan struct{}
+}
+
+// alive is nil while requests may start.
+func (s *pulseState) alive(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case now.Sub(s.beatAt) > stallLimit:
+		return fmt.Errorf("no heartbeat for %v", now.Sub(s.beatAt).Round(time.Second))
+	case now.Sub(s.pulsedAt) > stallLimit:
+		return fmt.Errorf("subscriptions not seen for %v", now.Sub(s.pulsedAt).Round(time.Second))
+	case !s.recording:
+		return errors.New("outcomes cannot be recorded")
+	}
+	return nil
+}
+
+// sending says whether delivery is on.
+func (s *pulseState) sending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.enabled
+}
+
+// share is how many workers there are, and which of them this one is, from 0.
+func (s *pulseState) share() (workers, rank int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(1, s.workers), s.rank
+}
+
+func (s *pulseState) set(f func(*pulseState)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s)
+}
+
+// pulse asks the database twice a second what all workers share, and which subscriptions have changed.
+func (w *Worker) pulse(ctx context.Context) {
+	since := time.Time{}
+	every(ctx, pulseInterval, func(ctx context.Context) {
+		err := call(ctx, func(ctx context.Context) error {
+			started := time.Now()
+			row, err := w.q.Pulse(ctx, w.identity.get())
+			if err != nil {
+				return err
+			}
+			if since.IsZero() {
+				since = row.Now
+			}
+			// A minute of overlap, for transactions that commit late.
+			if err := w.cache.refresh(ctx, since.Add(-time.Minute)); err != nil {
+				return err
+			}
+			since = row.Now
+			w.notice(row, started)
+			return nil
+		})
+		w.complain(ctx, "ask for changes", err)
+	})
+}
+
+func (w *Worker) notice(row db.PulseRow, started time.Time) {
+	w.state.set(func(s *pulseState) {
+		if s.enabled != row.DeliveryEnabled {
+			s.enabled = row.DeliveryEnabled
+			w.cfg.Log.Info("delivery switched", "delivery_enabled", s.enabled)
+			signal(s.changed)
+		}
+		s.workers, s.rank, s.pulsedAt = row.WorkerCount, row.WorkerRank, started
+	})
+	w.cache.share(row.WorkerCount)
+	if row.TestWaits {
+		signal(w.tests)
+	}
+}

@@ -1,0 +1,58 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"mailhook/db"
+)
+
+// replayInterval is how often running replays release what their rate allows.
+const replayInterval = 250 * time.Millisecond
+
+// replay releases the deliveries of running replays at their rates. Each step locks its replay's row, so that several
+// workers do not add up.
+func (w *Worker) replay(ctx context.Context) {
+	every(ctx, replayInterval, func(ctx context.Context) {
+		if !w.state.sending() {
+			return
+		}
+		err := call(ctx, func(ctx context.Context) error {
+			running, err := w.q.ListRunningReplays(ctx)
+			if err != nil {
+				return err
+			}
+			for _, r := range running {
+				if err := w.advance(ctx, r); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		w.complain(ctx, "replay", err)
+	})
+}
+
+func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
+	if r.Allowance < 1 {
+		return nil
+	}
+	var inserted int64
+	if r.Source == "exhausted" {
+		row, err := w.q.AdvanceExhaustedReplay(ctx, db.AdvanceExhaustedReplayParams{ID: r.ID, MaxRows: r.Allowance})
+		if err != nil {
+			return err
+		}
+		inserted = row.Inserted
+	} else {
+		row, err := w.q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxRows: r.Allowance})
+		if err != nil {
+			return err
+		}
+		inserted = row.Inserted
+	}
+	if inserted > 0 {
+		signal(w.due)
+	}
+	return nil
+}

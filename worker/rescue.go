@@ -1,0 +1,149 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"mailhook/db"
+)
+
+const (
+	beatInterval = 2 * time.Second
+	// standstill is how long a heartbeat stands before its worker is taken for dead, on the rescuer's own clock.
+	standstill = 15 * time.Second
+	// watchInterval bounds what a rescue adds to the standstill.
+	watchInterval = time.Second
+)
+
+// register signs this process on under a fresh identity and sees the state of the installation once.
+func (w *Worker) register(ctx context.Context) error {
+	id := uuid.New()
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	now := time.Now()
+	err = call(ctx, func(ctx context.Context) error {
+		return w.q.RegisterWorker(ctx, db.RegisterWorkerParams{ID: id, Hostname: host, Pid: int32(os.Getpid()), Version: w.cfg.Version}) //nolint:gosec // pids fit
+	})
+	if err != nil {
+		return fmt.Errorf("register worker: %w", err)
+	}
+	w.identity.set(id)
+	var row db.PulseRow
+	err = call(ctx, func(ctx context.Context) (err error) {
+		row, err = w.q.Pulse(ctx, id)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read the installation's state: %w", err)
+	}
+	w.state.set(func(s *pulseState) { s.beatAt, s.recording = now, true })
+	w.notice(row, now)
+	return nil
+}
+
+// heartbeat counts up this worker's row. When the row is gone, another worker has taken this one for dead: it goes
+// on under a new identity, and the leases of the old one are no longer its own.
+func (w *Worker) heartbeat(ctx context.Context) {
+	every(ctx, beatInterval, func(ctx context.Context) {
+		started := time.Now()
+		err := call(ctx, func(ctx context.Context) error {
+			_, err := w.q.Beat(ctx, w.identity.get())
+			return err
+		})
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			w.cfg.Log.Warn("this worker was taken for dead: it goes on under a new identity", "worker_id", w.identity.get())
+			w.complain(ctx, "register worker", w.register(ctx))
+		case err != nil:
+			w.complain(ctx, "beat", err)
+		default:
+			w.state.set(func(s *pulseState) { s.beatAt = started })
+		}
+	})
+}
+
+// signOff removes this worker's row, so that nobody waits for its heartbeat.
+func (w *Worker) signOff(ctx context.Context) {
+	err := call(ctx, func(ctx context.Context) error { return w.q.RemoveWorker(ctx, w.identity.get()) })
+	w.complain(ctx, "sign off", err)
+	w.cfg.Log.Info("worker stopped", "worker_id", w.identity.get())
+}
+
+// A sighting is a heartbeat and since when it has stood there. Time here is this process's monotonic clock: a stepped
+// clock, ours or the database's, rescues nobody.
+type sighting struct {
+	heartbeat int64
+	since     time.Time
+}
+
+// rescue watches the heartbeats of all workers and frees the deliveries of those that stand still.
+func (w *Worker) rescue(ctx context.Context) {
+	seen := map[uuid.UUID]sighting{}
+	every(ctx, watchInterval, func(ctx context.Context) {
+		if err := w.watch(ctx, seen); err != nil {
+			// A time in which we could not look proves nothing about anybody.
+			clear(seen)
+			w.complain(ctx, "watch heartbeats", err)
+		}
+	})
+}
+
+func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
+	return call(ctx, func(ctx context.Context) error {
+		rows, err := w.q.ListHeartbeats(ctx)
+		if err != nil {
+			return err
+		}
+		orphans, err := w.q.ListLeaseHolders(ctx)
+		if err != nil {
+			return err
+		}
+		// A holder of leases that is not registered stands still by definition.
+		for _, id := range orphans {
+			rows = append(rows, db.ListHeartbeatsRow{ID: id, Heartbeat: -1})
+		}
+		now := time.Now()
+		present := map[uuid.UUID]bool{}
+		for _, row := range rows {
+			present[row.ID] = true
+			if last, ok := seen[row.ID]; !ok || last.heartbeat != row.Heartbeat {
+				seen[row.ID] = sighting{row.Heartbeat, now}
+			} else if now.Sub(last.since) >= standstill && row.ID != w.identity.get() {
+				if err := w.takeFrom(ctx, row); err != nil {
+					return err
+				}
+			}
+		}
+		for id := range seen {
+			if !present[id] {
+				delete(seen, id)
+			}
+		}
+		return nil
+	})
+}
+
+func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
+	if row.Heartbeat < 0 {
+		n, err := w.q.FreeOrphans(ctx, []uuid.UUID{row.ID})
+		if n > 0 {
+			w.cfg.Log.Warn("freed deliveries of a worker that is gone", "worker_id", row.ID, "deliveries", n)
+		}
+		return err
+	}
+	result, err := w.q.RescueWorker(ctx, db.RescueWorkerParams(row))
+	if err == nil && result.Removed > 0 {
+		w.metrics.workersRescued.Inc()
+		w.cfg.Log.Warn("rescued a dead worker's deliveries", "worker_id", row.ID, "deliveries", result.Freed)
+		signal(w.due)
+	}
+	return err
+}

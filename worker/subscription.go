@@ -1,0 +1,181 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/time/rate"
+
+	"mailhook/db"
+)
+
+// cacheSize bounds the subscriptions in memory. Beyond it, those not used lately are read again.
+const cacheSize = 20_000
+
+// A subscription is what a request needs to know of it. It is replaced, never changed.
+type subscription struct {
+	version  int64
+	url      string
+	headers  map[string]string
+	keys     [][]byte // newest first
+	timeout  time.Duration
+	mayStart bool
+	limiter  *rate.Limiter // nil: no limit
+	reloadAt time.Time
+}
+
+// reserve takes a turn under the rate limit and says how long until it comes. A turn of more than a second ahead is
+// given back.
+func (s *subscription) reserve() time.Duration {
+	if s.limiter == nil {
+		return 0
+	}
+	r := s.limiter.Reserve()
+	wait := r.Delay()
+	if wait > time.Second {
+		r.Cancel()
+	}
+	return wait
+}
+
+// subscriptionCache holds subscriptions by id: two generations, so that the unused fall out without bookkeeping on
+// every read.
+type subscriptionCache struct {
+	q       *db.Queries
+	keyring *db.Keyring
+
+	mu      sync.RWMutex
+	workers int32
+	young   map[uuid.UUID]*subscription
+	old     map[uuid.UUID]*subscription
+}
+
+func newSubscriptionCache(q *db.Queries, keyring *db.Keyring) *subscriptionCache {
+	return &subscriptionCache{q: q, keyring: keyring, workers: 1, young: map[uuid.UUID]*subscription{}, old: map[uuid.UUID]*subscription{}}
+}
+
+// get is the subscription, or nil when it is not loaded.
+func (c *subscriptionCache) get(id uuid.UUID) *subscription {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if s, ok := c.young[id]; ok {
+		return s
+	}
+	return c.old[id]
+}
+
+// load reads the subscriptions of deliveries that are not here yet.
+func (c *subscriptionCache) load(ctx context.Context, deliveries []*delivery) error {
+	missing := map[uuid.UUID]bool{}
+	now := time.Now()
+	for _, d := range deliveries {
+		if s := c.get(d.subscriptionID); s == nil || now.After(s.reloadAt) {
+			missing[d.subscriptionID] = true
+		}
+	}
+	return c.read(ctx, missing)
+}
+
+// refresh reads again what has changed since a time of the database's clock.
+func (c *subscriptionCache) refresh(ctx context.Context, since time.Time) error {
+	rows, err := c.q.ListChangedSubscriptions(ctx, since)
+	if err != nil {
+		return err
+	}
+	changed := map[uuid.UUID]bool{}
+	for _, row := range rows {
+		if s := c.get(row.ID); s != nil && (row.ByAccount || s.version != row.Version) {
+			changed[row.ID] = true
+		}
+	}
+	return c.read(ctx, changed)
+}
+
+func (c *subscriptionCache) read(ctx context.Context, ids map[uuid.UUID]bool) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	list := make([]uuid.UUID, 0, len(ids))
+	for id := range maps.Keys(ids) {
+		list = append(list, id)
+	}
+	return call(ctx, func(ctx context.Context) error {
+		rows, err := c.q.LoadSubscriptions(ctx, list)
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if len(c.young)+len(rows) > cacheSize/2 {
+			c.young, c.old = make(map[uuid.UUID]*subscription, len(rows)), c.young
+		}
+		for _, row := range rows {
+			// A slower read must not undo a newer one.
+			if before := c.young[row.ID]; before == nil || before.version <= row.Version {
+				c.young[row.ID] = c.open(row, before)
+			}
+			delete(ids, row.ID)
+		}
+		for id := range ids { // rows that are gone
+			c.young[id] = &subscription{reloadAt: time.Now().Add(time.Hour)}
+		}
+		return nil
+	})
+}
+
+// open makes a subscription of its row. What cannot be decrypted is left out: the attempt then ends as no_secret.
+func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscription) *subscription {
+	s := &subscription{
+		version:  row.Version,
+		url:      row.URL,
+		timeout:  time.Duration(row.TimeoutMS) * time.Millisecond,
+		mayStart: row.MayStart && row.Exists,
+		reloadAt: time.Now().Add(row.ReloadAt.Sub(row.Now)),
+	}
+	for i, sealed := range row.SecretsSealed {
+		secret, err := c.keyring.Open(row.ID, row.SecretKeyIDs[i], sealed)
+		if err != nil {
+			continue
+		}
+		if key, err := keyBytes(string(secret)); err == nil {
+			s.keys = append(s.keys, key)
+		}
+	}
+	if row.HeadersSealed != nil && row.HeadersKeyID != nil {
+		plain, err := c.keyring.Open(row.ID, *row.HeadersKeyID, row.HeadersSealed)
+		if err != nil || json.Unmarshal(plain, &s.headers) != nil {
+			s.keys = nil // without its credentials the request would be another one
+		}
+	}
+	if row.RateLimitPerSecond != nil {
+		limit := rate.Limit(*row.RateLimitPerSecond / float64(c.workers))
+		if before != nil && before.limiter != nil {
+			s.limiter = before.limiter // it remembers what was spent
+			s.limiter.SetLimit(limit)
+		} else {
+			s.limiter = rate.NewLimiter(limit, 1)
+		}
+	}
+	return s
+}
+
+// share sets the number of workers that a rate limit is divided by.
+func (c *subscriptionCache) share(workers int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if workers == c.workers || workers < 1 {
+		return
+	}
+	for _, generation := range []map[uuid.UUID]*subscription{c.young, c.old} {
+		for _, s := range generation {
+			if s.limiter != nil {
+				s.limiter.SetLimit(s.limiter.Limit() * rate.Limit(c.workers) / rate.Limit(workers))
+			}
+		}
+	}
+	c.workers = workers
+}

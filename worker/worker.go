@@ -1,0 +1,192 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"mailhook/db"
+)
+
+// callTimeout bounds every call to the database, beyond the statement_timeout of its session.
+const callTimeout = 30 * time.Second
+
+// A Worker runs the flow against one database. Make it with New, run it once with Run.
+type Worker struct {
+	cfg  Config
+	pool *pgxpool.Pool
+	q    *db.Queries
+
+	installation string
+	metrics      *metrics
+	identity     identity
+	leases       *leases
+	state        pulseState
+	cache        *subscriptionCache
+	client       *client
+	outcomes     chan outcome
+	returns      chan returned
+
+	events chan struct{} // a notification: look into the outbox
+	tests  chan struct{} // a notification: look for test sends
+	due    chan struct{} // deliveries were left waiting: claim
+	ready  atomic.Bool
+}
+
+// New connects, checks the schema, and makes itself ready to run. Close it if it is not run.
+func New(ctx context.Context, cfg Config) (*Worker, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	pool, err := db.Open(ctx, cfg.DatabaseURL, db.Role{
+		Name: "mailhook worker", AsyncCommit: true, StatementTimeout: callTimeout, MaxConns: int32(cfg.Connections), //nolint:gosec // validated
+	})
+	if err != nil {
+		return nil, err
+	}
+	w := &Worker{
+		cfg:      cfg,
+		pool:     pool,
+		q:        db.New(pool),
+		leases:   newLeases(),
+		client:   newClient(cfg),
+		outcomes: make(chan outcome, cfg.MaxInFlight),
+		returns:  make(chan returned, cfg.MaxInFlight),
+		events:   make(chan struct{}, 1),
+		tests:    make(chan struct{}, 1),
+		due:      make(chan struct{}, 1),
+	}
+	w.state.changed = make(chan struct{}, 1)
+	w.metrics = newMetrics(cfg.Registry, w.q, w.leases)
+	w.cache = newSubscriptionCache(w.q, cfg.Keyring)
+	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("read installation code: %w", err)
+	}
+	return w, nil
+}
+
+// Close gives up what New took.
+func (w *Worker) Close() {
+	w.metrics.unregister()
+	w.client.close()
+	w.pool.Close()
+}
+
+// Run works until ctx ends, then stops in order: it claims no more, lets requests finish within the grace, gives back
+// what it did not start, and records what it did. It answers nil after such a stop.
+func (w *Worker) Run(ctx context.Context) error {
+	defer w.Close()
+	if err := w.register(ctx); err != nil {
+		return err
+	}
+	w.cfg.Log.Info("worker started", "worker_id", w.identity.get(), "version", w.cfg.Version,
+		"connections", w.cfg.Connections+1, "max_in_flight", w.cfg.MaxInFlight)
+
+	// The loops that must outlive ctx: an outcome is recorded, and a lease kept alive, until the last request is over.
+	after, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var lasting, loops errgroup.Group
+	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack} {
+		lasting.Go(func() error { loop(after); return nil })
+	}
+	// The requests in flight end with this one.
+	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
+	defer abort()
+	for _, loop := range []func(context.Context){
+		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
+		func(ctx context.Context) { w.testSend(ctx, requests) },
+		w.reconcileLeases, w.rescue, w.cancel, w.replay, w.retain,
+	} {
+		loops.Go(func() error { loop(ctx); return nil })
+	}
+	loops.Wait() //nolint:errcheck // loops answer nothing
+
+	w.finish(abort)
+	stop()
+	lasting.Wait() //nolint:errcheck // as above
+	w.signOff(context.WithoutCancel(ctx))
+	return nil
+}
+
+// Ready says whether the loops make progress: nil, or what stands still. It is what readyz answers.
+func (w *Worker) Ready() error {
+	if !w.ready.Load() {
+		return fmt.Errorf("the worker has not looked into the outbox yet")
+	}
+	return w.state.alive(time.Now())
+}
+
+// finish waits for the requests in flight, at most the grace and the moment that aborted ones need.
+func (w *Worker) finish(abort func()) {
+	if w.leases.waitEmpty(w.cfg.Grace) {
+		return
+	}
+	w.cfg.Log.Warn("grace is over: aborting requests in flight", "deliveries", w.leases.held())
+	abort()
+	w.leases.waitEmpty(5 * time.Second)
+}
+
+// identity is the worker id, which changes when this process was taken for dead.
+type identity struct {
+	mu sync.Mutex
+	id uuid.UUID
+}
+
+func (i *identity) get() uuid.UUID {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.id
+}
+
+func (i *identity) set(id uuid.UUID) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.id = id
+}
+
+// call runs f with a deadline on top of ctx.
+func call(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// signal marks a wish that is served once, however often it was made.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// every runs f at once and then each interval, until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func(context.Context)) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		f(ctx)
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// pause waits, and says whether it was not cut short.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,32 @@
+package worker
+
+import (
+	"encoding/json"
+	"testing"
+
+	"mailhook/db/dbtest"
+)
+
+func TestAnEventReachesItsSubscription(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/hook", "email.delivered")
+	b.run(t, b.config())
+	id := dbtest.QueryOne[string](t, b.DB, `SELECT mailhook.emit('email.delivered', recipient => 'r@example.com', message_id => 'abc',
+		occurred_at => '2024-01-15T10:30:00Z', data => '{"b": 1, "a": [1, 2], "empty": "", "nothing": null}')`)
+	r := b.waitFor(t, 1)[0]
+	if r.Problem != nil {
+		t.Error(r.Problem)
+	}
+	if r.ID != id {
+		t.Errorf("webhook-id %s, emit answered %s", r.ID, id)
+	}
+	want := `{"id":"` + id + `","type":"email.delivered","timestamp":"2024-01-15T10:30:00.000Z","data":{"recipient":"r@example.com","message_id":"abc","b":1,"a":[1, 2]}}`
+	if string(r.Body) != want || !json.Valid(r.Body) {
+		t.Errorf("body\n%s\nwant\n%s", r.Body, want)
+	}
+	b.settled(t)
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts WHERE outcome = 'ok' AND ended_as = 'delivered'"); n != 1 {
+		t.Errorf("%d delivered attempts", n)
+	}
+}
