@@ -2,6 +2,8 @@ package worker
 
 import (
 	"context"
+	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -156,5 +158,37 @@ func (b *bundle) settled(t *testing.T) {
 	t.Helper()
 	dbtest.Eventually(t, 60*time.Second, "nothing left to do", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT (SELECT count(*) FROM mailhook.outbox) + (SELECT count(*) FROM mailhook.deliveries)") == 0
+	})
+}
+
+// A lockedBuffer is a log to read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuffer) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }
+
+// waitForWorkers waits until every one of n workers knows of the others.
+func (b *bundle) waitForWorkers(t *testing.T, n int64) {
+	t.Helper()
+	before := dbtest.QueryOne[int64](t, b.DB, "SELECT coalesce(min(heartbeat), 0) FROM mailhook.workers")
+	dbtest.Eventually(t, 20*time.Second, "all workers have seen each other", func() bool {
+		// Between two heartbeats of a worker lie several pulses.
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT count(*) = $1 AND min(heartbeat) > $2 + 1 FROM mailhook.workers", n, before)
 	})
 }
