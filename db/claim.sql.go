@@ -52,11 +52,9 @@ open AS MATERIALIZED (
   SELECT w.subscription_id, w.step,
     (least(
       mailhook.in_flight_share(s.max_in_flight, s.id, $4::int, $5::int),
-      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / $4::int) END) - coalesce(b.in_flight, 0))::int AS room
+      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / $4::int) END) - coalesce(($6::jsonb ->> s.id::text)::int, 0))::int AS room
   FROM walked AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
-  LEFT JOIN (SELECT unnest($6::uuid[]) AS subscription_id, unnest($7::int[]) AS in_flight) AS b
-    ON b.subscription_id = w.subscription_id
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL
     AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = s.account_id AND acc.status = 'suspended')
@@ -72,7 +70,7 @@ locked AS MATERIALIZED (
       AND d.subscription_id = o.subscription_id
       AND d.next_attempt_at <= statement_timestamp()
     ORDER BY d.next_attempt_at
-    LIMIT greatest(0, least(o.room, $8::int))
+    LIMIT greatest(0, least(o.room, $7::int))
     FOR UPDATE SKIP LOCKED
   ) AS due
   WHERE o.room > 0
@@ -80,7 +78,7 @@ locked AS MATERIALIZED (
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $9::uuid, lease_id = $10::uuid
+  SET leased_by = $8::uuid, lease_id = $9::uuid
   WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
 )
@@ -120,8 +118,7 @@ type ClaimParams struct {
 	AfterSubscriptionID uuid.UUID
 	WorkerCount         int32
 	WorkerRank          int32
-	BusyIDs             []uuid.UUID
-	BusyCounts          []int32
+	InFlight            []byte
 	MaxOfEach           int32
 	WorkerID            uuid.UUID
 	LeaseID             uuid.UUID
@@ -163,8 +160,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		arg.AfterSubscriptionID,
 		arg.WorkerCount,
 		arg.WorkerRank,
-		arg.BusyIDs,
-		arg.BusyCounts,
+		arg.InFlight,
 		arg.MaxOfEach,
 		arg.WorkerID,
 		arg.LeaseID,

@@ -118,9 +118,9 @@ keyed AS (
   RETURNING event_id
 ),
 accepted AS MATERIALIZED (
-  SELECT c.id, c.inserted_at, c.account_id, c.event_type, c.occurred_at, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge, c.dedicated_ip, c.dedicated_address, c.dedupe_key, c.data, c.refused, c.dedupe_key IS NOT NULL AND c.id NOT IN (SELECT keyed.event_id FROM keyed) AS is_duplicate
+  SELECT c.id, c.inserted_at, c.account_id, c.event_type, c.occurred_at, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge, c.dedicated_ip, c.dedicated_address, c.dedupe_key, c.data, c.refused,
+    c.refused IS NULL AND c.dedupe_key IS NOT NULL AND c.id NOT IN (SELECT keyed.event_id FROM keyed) AS is_duplicate
   FROM checked AS c
-  WHERE c.refused IS NULL
 ),
 logged AS (
   INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, message_id,
@@ -135,10 +135,11 @@ logged AS (
     ), (
       SELECT mailhook.event_id(w.inserted_at, w.id)
       FROM accepted AS w
-      WHERE w.account_id = a.account_id AND w.dedupe_key = a.dedupe_key AND NOT w.is_duplicate
+      WHERE w.account_id = a.account_id AND w.dedupe_key = a.dedupe_key AND w.refused IS NULL AND NOT w.is_duplicate
     ), '') END,
     a.data
   FROM accepted AS a
+  WHERE a.refused IS NULL
 ),
 matched AS (
   SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.max_in_flight, s.rate_limit_per_second,
@@ -147,10 +148,11 @@ matched AS (
       AND NOT EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > statement_timestamp())
       AS may_start
   FROM accepted AS a
-  JOIN mailhook.subscription_event_types AS t
-    ON t.account_id = a.account_id AND t.event_type = ANY (mailhook.event_type_ancestors(a.event_type))
+  CROSS JOIN LATERAL unnest(mailhook.event_type_ancestors(a.event_type)) AS node (event_type)
+  JOIN mailhook.subscription_event_types AS t ON t.account_id = a.account_id AND t.event_type = node.event_type
   JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id
-  WHERE NOT a.is_duplicate
+  WHERE a.refused IS NULL
+    AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
     AND (s.filter_sending_domain = '{}' OR lower(a.sending_domain) = ANY (s.filter_sending_domain))
     AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
@@ -165,50 +167,42 @@ roomy AS (
   SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.max_in_flight, r.rate_limit_per_second, r.may_start, r.nth,
     r.may_start AND r.nth <= least(
       mailhook.in_flight_share(r.max_in_flight, r.subscription_id, $5::int, $6::int),
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / $5::int) END) - coalesce(b.in_flight, 0) AS has_room
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / $5::int) END)
+      - coalesce(($7::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
-  LEFT JOIN (SELECT unnest($7::uuid[]) AS subscription_id, unnest($8::int[]) AS in_flight) AS b
-    ON b.subscription_id = r.subscription_id
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
   SELECT mailhook.uuid7(statement_timestamp()), f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
-    CASE WHEN f.leased THEN $9::uuid END,
-    CASE WHEN f.leased THEN $10::uuid END
+    CASE WHEN f.leased THEN $8::uuid END,
+    CASE WHEN f.leased THEN $9::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= $11::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= $10::int AS leased
     FROM roomy AS y
   ) AS f
   RETURNING id, subscription_id, event_id, lease_id
-),
-gathered AS (
-  SELECT i.event_id,
-    count(*) AS matches,
-    array_agg(i.id) FILTER (WHERE i.lease_id IS NOT NULL) AS delivery_ids,
-    array_agg(i.subscription_id) FILTER (WHERE i.lease_id IS NOT NULL) AS subscription_ids
-  FROM inserted AS i
-  GROUP BY i.event_id
 )
-SELECT c.id::bigint AS id, c.inserted_at::timestamptz AS inserted_at, c.account_id::text AS account_id,
-  c.event_type::text AS event_type, c.occurred_at::timestamptz AS occurred_at,
-  coalesce(c.recipient, '')::text AS recipient,
-  coalesce(c.message_id, '')::text AS message_id,
-  coalesce(c.campaign_id, '')::text AS campaign_id,
-  coalesce(c.sending_domain, '')::text AS sending_domain,
-  coalesce(c.sending_node, '')::text AS sending_node,
-  coalesce(c.bridge, '')::text AS bridge,
-  coalesce(c.dedicated_ip, '')::text AS dedicated_ip,
-  coalesce(CASE WHEN g.delivery_ids IS NOT NULL THEN c.data END, '{}')::json AS data,
-  coalesce(g.matches, 0)::bigint AS matches,
-  coalesce(g.delivery_ids, '{}')::uuid[] AS delivery_ids,
-  coalesce(g.subscription_ids, '{}')::uuid[] AS subscription_ids,
-  (c.refused IS NOT NULL)::boolean AS is_quarantined,
-  coalesce(a.is_duplicate, false)::boolean AS is_duplicate
-FROM checked AS c
-LEFT JOIN accepted AS a ON a.id = c.id
-LEFT JOIN gathered AS g ON g.event_id = c.id
-ORDER BY c.id
+SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
+  a.event_type::text AS event_type, a.occurred_at::timestamptz AS occurred_at,
+  coalesce(a.recipient, '')::text AS recipient,
+  coalesce(a.message_id, '')::text AS message_id,
+  coalesce(a.campaign_id, '')::text AS campaign_id,
+  coalesce(a.sending_domain, '')::text AS sending_domain,
+  coalesce(a.sending_node, '')::text AS sending_node,
+  coalesce(a.bridge, '')::text AS bridge,
+  coalesce(a.dedicated_ip, '')::text AS dedicated_ip,
+  CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN a.data END::json AS data,
+  (a.refused IS NOT NULL)::boolean AS is_quarantined,
+  a.is_duplicate::boolean AS is_duplicate,
+  '00000000-0000-0000-0000-000000000000'::uuid AS delivery_id,
+  '00000000-0000-0000-0000-000000000000'::uuid AS subscription_id,
+  (SELECT count(*) FROM inserted AS i)::bigint AS deliveries
+FROM accepted AS a
+UNION ALL
+SELECT i.event_id, 'epoch', '', 'epoch', '', '', '', '', '', '', '', NULL, false, false, i.id, i.subscription_id, 0
+FROM inserted AS i
+WHERE i.lease_id IS NOT NULL
 `
 
 type DispatchParams struct {
@@ -218,42 +212,43 @@ type DispatchParams struct {
 	MaxBytes    int64
 	WorkerCount int32
 	WorkerRank  int32
-	BusyIDs     []uuid.UUID
-	BusyCounts  []int32
+	InFlight    []byte
 	WorkerID    uuid.UUID
 	LeaseID     uuid.UUID
 	FreeSlots   int32
 }
 
 type DispatchRow struct {
-	ID              int64
-	InsertedAt      time.Time
-	AccountID       string
-	EventType       string
-	OccurredAt      time.Time
-	Recipient       string
-	MessageID       string
-	CampaignID      string
-	SendingDomain   string
-	SendingNode     string
-	Bridge          string
-	DedicatedIP     string
-	Data            []byte
-	Matches         int64
-	DeliveryIDs     []uuid.UUID
-	SubscriptionIDs []uuid.UUID
-	IsQuarantined   bool
-	IsDuplicate     bool
+	ID             int64
+	InsertedAt     time.Time
+	EventType      string
+	OccurredAt     time.Time
+	Recipient      string
+	MessageID      string
+	CampaignID     string
+	SendingDomain  string
+	SendingNode    string
+	Bridge         string
+	DedicatedIP    string
+	Data           []byte
+	IsQuarantined  bool
+	IsDuplicate    bool
+	DeliveryID     uuid.UUID
+	SubscriptionID uuid.UUID
+	Deliveries     int64
 }
 
 // Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
 // below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
-// It answers one row for each outbox row that it took, with the event's body only where there is something to send.
+// It answers a row for each outbox row that it took, with the event's body only where there is something to send, and a
+// row with delivery_id for each leased delivery.
 //
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 // of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
-// be run as a nested loop that takes more rows than its LIMIT.
+// be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
+// batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and UNION ALL instead, and what
+// a subscription has in flight comes as one jsonb object, looked up by key.
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
@@ -271,8 +266,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.MaxBytes,
 		arg.WorkerCount,
 		arg.WorkerRank,
-		arg.BusyIDs,
-		arg.BusyCounts,
+		arg.InFlight,
 		arg.WorkerID,
 		arg.LeaseID,
 		arg.FreeSlots,
@@ -287,7 +281,6 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		if err := rows.Scan(
 			&i.ID,
 			&i.InsertedAt,
-			&i.AccountID,
 			&i.EventType,
 			&i.OccurredAt,
 			&i.Recipient,
@@ -298,11 +291,11 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.Bridge,
 			&i.DedicatedIP,
 			&i.Data,
-			&i.Matches,
-			&i.DeliveryIDs,
-			&i.SubscriptionIDs,
 			&i.IsQuarantined,
 			&i.IsDuplicate,
+			&i.DeliveryID,
+			&i.SubscriptionID,
+			&i.Deliveries,
 		); err != nil {
 			return nil, err
 		}

@@ -260,6 +260,27 @@ func (q *Queries) InsertSecret(ctx context.Context, arg InsertSecretParams) erro
 	return err
 }
 
+const isSubscriptionKnown = `-- name: IsSubscriptionKnown :one
+SELECT EXISTS (
+  SELECT FROM mailhook.subscriptions AS s
+  WHERE s.id = $1
+    AND ($2::text IS NULL OR s.account_id = $2::text)
+)::boolean
+`
+
+type IsSubscriptionKnownParams struct {
+	ID        uuid.UUID
+	AccountID *string
+}
+
+// IsSubscriptionKnown says whether a subscription exists, deleted or not, in one account or, without @account_id, in any.
+func (q *Queries) IsSubscriptionKnown(ctx context.Context, arg IsSubscriptionKnownParams) (bool, error) {
+	row := q.db.QueryRow(ctx, isSubscriptionKnown, arg.ID, arg.AccountID)
+	var column_1 bool
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
 const listSubscriptions = `-- name: ListSubscriptions :many
 SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.headers_sealed, s.headers_key_id, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s

@@ -68,10 +68,9 @@ func (w *Worker) claimOnce(ctx, requests context.Context, resume *uuid.UUID) (mo
 func (w *Worker) claimBatch(ctx, requests context.Context, free int, resume *uuid.UUID) (int, error) {
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
-	busy, counts := w.leases.busy()
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		FreeSlots: int32(min(free, 500)), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: *resume, //nolint:gosec // bounded
-		WorkerCount: workers, WorkerRank: rank, BusyIDs: busy, BusyCounts: counts,
+		WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
@@ -135,13 +137,12 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 		return
 	}
 	ids := make([]int64, len(taken))
-	var matches int64
 	for i, row := range taken {
 		ids[i] = row.ID
-		matches += row.Matches
 	}
+	slices.Sort(ids)
 	d.floor.saw(ids, now)
-	last := float64(matches) / float64(len(taken))
+	last := float64(taken[0].Deliveries) / float64(len(taken))
 	if d.fanOut < 0 || last > d.fanOut {
 		d.fanOut = last // a jump up at once, the way down slowly
 	} else {
@@ -154,14 +155,13 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w := d.w
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
-	busy, counts := w.leases.busy()
 	started := time.Now()
-	var taken []db.DispatchRow
+	var answer []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		taken, err = w.q.Dispatch(ctx, db.DispatchParams{
+		answer, err = w.q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
-			WorkerCount: workers, WorkerRank: rank, BusyIDs: busy, BusyCounts: counts,
+			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
 		})
 		return err
 	})
@@ -170,36 +170,43 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.leases.got(lease, nil)
 		return nil, err
 	}
-	deliveries, waiting := w.deliveriesOf(taken, lease)
+	taken, deliveries := w.unfold(answer, lease)
 	w.leases.got(lease, deliveries)
 	w.start(d.requests, deliveries)
-	if waiting {
-		signal(w.due)
-	}
 	if len(taken) > 0 {
+		if int(taken[0].Deliveries) > len(deliveries) {
+			signal(w.due) // some were written as waiting
+		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
 }
 
-// deliveriesOf makes the leased deliveries of dispatched rows, and says whether others were written as waiting.
-func (w *Worker) deliveriesOf(rows []db.DispatchRow, lease [16]byte) (deliveries []*delivery, waiting bool) {
+// unfold parts the answer of a dispatch: the outbox rows it took, and the deliveries it leased, with their events.
+func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) (taken []db.DispatchRow, deliveries []*delivery) {
+	events := make(map[int64]*event, len(rows))
 	for _, row := range rows {
-		waiting = waiting || int(row.Matches) > len(row.DeliveryIDs)
-		if len(row.DeliveryIDs) == 0 {
+		if row.DeliveryID != uuid.Nil {
+			deliveries = append(deliveries, &delivery{id: row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, event: events[row.ID]})
 			continue
 		}
-		e := &event{
+		taken = append(taken, row)
+		events[row.ID] = &event{
 			id:        db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation},
 			eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,
-			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: row.Data,
-		}
-		for i, id := range row.DeliveryIDs {
-			deliveries = append(deliveries, &delivery{id: id, leaseID: lease, subscriptionID: row.SubscriptionIDs[i], event: e})
+			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: emptyIfNull(row.Data),
 		}
 	}
-	return deliveries, waiting
+	return taken, deliveries
+}
+
+// emptyIfNull is the data of an event that has none.
+func emptyIfNull(data []byte) []byte {
+	if len(data) == 0 || string(data) == "null" {
+		return []byte("{}")
+	}
+	return data
 }
 
 // halve makes the next batch smaller after a data error, until the row that causes it stands alone and is quarantined.

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"time"
 
@@ -84,15 +85,21 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) (deliveries int, bytes 
 	return maxDeliveries - l.deliveries, maxBytes - l.bytes, l.freed
 }
 
-// busy is how many deliveries each subscription has in flight here.
-func (l *leases) busy() (ids []uuid.UUID, counts []int32) {
+// inFlight is how many deliveries each subscription has here: a JSON object of its id to the number.
+func (l *leases) inFlight() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ids, counts = make([]uuid.UUID, 0, len(l.bySubscription)), make([]int32, 0, len(l.bySubscription))
+	b := append(make([]byte, 0, 2+44*len(l.bySubscription)), '{')
 	for id, n := range l.bySubscription {
-		ids, counts = append(ids, id), append(counts, int32(n)) //nolint:gosec // at most MaxInFlight
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(b, '"')
+		b = append(b, id.String()...)
+		b = append(b, `":`...)
+		b = strconv.AppendInt(b, int64(n), 10)
 	}
-	return ids, counts
+	return append(b, '}')
 }
 
 // forgotten filters the leases that are not remembered.

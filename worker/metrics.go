@@ -21,7 +21,6 @@ type metrics struct {
 	claimSeconds      prometheus.Histogram
 	recordSeconds     prometheus.Histogram
 	eventsDispatched  prometheus.Counter
-	eventsUnmatched   prometheus.Counter
 	eventsDuplicate   prometheus.Counter
 	eventsQuarantined prometheus.Counter
 	notifications     prometheus.Counter
@@ -50,7 +49,6 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases) *metri
 	m.claimSeconds = seconds("claim_seconds", "Duration of a claim.")
 	m.recordSeconds = seconds("record_seconds", "Duration of recording a batch of outcomes.")
 	m.eventsDispatched = counter("events_dispatched_total", "Events taken from the outbox and logged.")
-	m.eventsUnmatched = counter("events_unmatched_total", "Dispatched events that no subscription matched.")
 	m.eventsDuplicate = counter("events_duplicate_total", "Dispatched events whose dedupe_key had been seen within the window.")
 	m.eventsQuarantined = counter("events_quarantined_total", "Events that could not be dispatched.")
 	m.notifications = counter("notifications_total", "Notifications received from hosts' transactions.")
@@ -104,8 +102,6 @@ func (m *metrics) dispatched(rows []db.DispatchRow) {
 			continue
 		case row.IsDuplicate:
 			m.eventsDuplicate.Inc()
-		case row.Matches == 0:
-			m.eventsUnmatched.Inc()
 		}
 		m.eventsDispatched.Inc()
 	}

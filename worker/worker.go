@@ -45,7 +45,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	pool, err := db.Open(ctx, cfg.DatabaseURL, db.Role{
-		Name: "mailhook worker", AsyncCommit: true, StatementTimeout: callTimeout, MaxConns: int32(cfg.Connections), //nolint:gosec // validated
+		Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout, MaxConns: int32(cfg.Connections), //nolint:gosec // validated
 	})
 	if err != nil {
 		return nil, err

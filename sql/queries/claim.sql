@@ -29,11 +29,9 @@ open AS MATERIALIZED (
   SELECT w.subscription_id, w.step,
     (least(
       mailhook.in_flight_share(s.max_in_flight, s.id, @worker_count::int, @worker_rank::int),
-      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / @worker_count::int) END) - coalesce(b.in_flight, 0))::int AS room
+      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / @worker_count::int) END) - coalesce((@in_flight::jsonb ->> s.id::text)::int, 0))::int AS room
   FROM walked AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
-  LEFT JOIN (SELECT unnest(@busy_ids::uuid[]) AS subscription_id, unnest(@busy_counts::int[]) AS in_flight) AS b
-    ON b.subscription_id = w.subscription_id
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL
     AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = s.account_id AND acc.status = 'suspended')

@@ -120,3 +120,11 @@ WHERE x.id = r.id AND r.nth <= @kept::int AND r.ends_at > clock_timestamp();
 -- TouchSubscription makes the workers read a subscription again: the trigger raises its version.
 -- name: TouchSubscription :one
 UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = @id RETURNING *;
+
+-- IsSubscriptionKnown says whether a subscription exists, deleted or not, in one account or, without @account_id, in any.
+-- name: IsSubscriptionKnown :one
+SELECT EXISTS (
+  SELECT FROM mailhook.subscriptions AS s
+  WHERE s.id = @id
+    AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
+)::boolean;

@@ -1,0 +1,94 @@
+package worker
+
+import (
+	"context"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"mailhook/db"
+)
+
+// An explainer runs EXPLAIN in place of each query, and keeps the plan.
+type explainer struct {
+	*pgxpool.Pool
+	plan string
+}
+
+func (e *explainer) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	rows, err := e.Pool.Query(ctx, "EXPLAIN (COSTS OFF) "+sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	e.plan = strings.Join(lines, "\n")
+	if err != nil {
+		return nil, err
+	}
+	return e.Pool.Query(ctx, "SELECT WHERE false")
+}
+
+// The plans of the two hot statements, in the states that have misled planners: never analysed, analysed while empty
+// and then filled, and full. A sequential scan of a table of ours grows with the backlog; so does a sort of it.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	const (
+		fillOutbox     = "INSERT INTO mailhook.outbox (event_type, account_id) SELECT 'email.sent', 'a' || n % 1000 FROM generate_series(1, 30000) AS n"
+		fillDeliveries = `INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at)
+			SELECT id, account_id, now(), n, 'email.sent', now() + n * interval '1 second', now() FROM mailhook.subscriptions, generate_series(-50, 50) AS n`
+		fillSubscriptions = `INSERT INTO mailhook.subscriptions (account_id, url, event_types) SELECT 'a' || n % 1000, 'https://example.com/', '{email}' FROM generate_series(1, 2000) AS n`
+		analyze           = "ANALYZE mailhook.outbox, mailhook.deliveries, mailhook.subscriptions, mailhook.subscription_event_types, mailhook.events, mailhook.accounts, mailhook.subscription_health"
+		noAutovacuum      = "ALTER TABLE mailhook.outbox SET (autovacuum_enabled = off); ALTER TABLE mailhook.deliveries SET (autovacuum_enabled = off)"
+	)
+	for state, statements := range map[string][]string{
+		"never analysed":                  {fillSubscriptions, fillOutbox, fillDeliveries},
+		"analysed empty and then filled":  {analyze, fillSubscriptions, fillOutbox, fillDeliveries},
+		"subscriptions analysed only":     {fillSubscriptions, analyze, fillOutbox, fillDeliveries},
+		"full and analysed":               {fillSubscriptions, fillOutbox, fillDeliveries, analyze},
+		"vacuumed empty, then a backlog":  {fillSubscriptions, "VACUUM ANALYZE mailhook.outbox", "VACUUM ANALYZE mailhook.deliveries", analyze, fillOutbox, fillDeliveries},
+		"one subscription has all of due": {fillSubscriptions, fillDeliveries, "UPDATE mailhook.deliveries SET subscription_id = (SELECT min(id::text)::uuid FROM mailhook.subscriptions)", analyze, fillOutbox},
+	} {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			for _, s := range append(strings.Split(noAutovacuum, ";"), statements...) {
+				b.Exec(t, s)
+			}
+			pool, err := db.Open(t.Context(), b.URL, db.Role{Name: "plans", IndexOnly: true, StatementTimeout: callTimeout, MaxConns: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			e := &explainer{Pool: pool}
+			q := db.New(e)
+			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
+
+			if _, err := q.Dispatch(t.Context(), db.DispatchParams{
+				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, WorkerCount: 1, InFlight: inFlight,
+			}); err != nil {
+				t.Fatal(err)
+			}
+			forbid(t, "dispatch", e.plan, "outbox", "deliveries", "subscriptions", "subscription_event_types", "accounts", "subscription_health")
+
+			if _, err := q.Claim(t.Context(), db.ClaimParams{FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, WorkerCount: 1, InFlight: inFlight}); err != nil {
+				t.Fatal(err)
+			}
+			forbid(t, "claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
+			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
+				t.Errorf("the claim sorts deliveries:\n%s", e.plan)
+			}
+		})
+	}
+}
+
+func forbid(t *testing.T, what, plan string, tables ...string) {
+	t.Helper()
+	for _, table := range tables {
+		if regexp.MustCompile(`Seq Scan on ` + table + `(_\d+|_default)?( |$)`).MatchString(plan) {
+			t.Errorf("the %s scans all of %s:\n%s", what, table, plan)
+		}
+	}
+}

@@ -1,0 +1,126 @@
+package worker
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"mailhook/db/dbtest"
+)
+
+// leaseTo gives all waiting deliveries to a worker, as its dispatch would have.
+func (b *bundle) leaseTo(t *testing.T, worker, lease uuid.UUID) {
+	t.Helper()
+	b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = $1, lease_id = $2", worker, lease)
+}
+
+// held makes n deliveries that wait, dispatched by a worker that has gone since.
+func (b *bundle) held(t *testing.T, n int64) uuid.UUID {
+	t.Helper()
+	id := b.subscribe(t, "/", "email", "status = 'paused'")
+	_, stop := b.run(t, b.config())
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, $1::int)", n)
+	dbtest.Eventually(t, 10*time.Second, "held", func() bool {
+		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries") == n
+	})
+	stop()
+	return id
+}
+
+// A worker that was killed, and one that nobody ever heard of: both stand still, and their deliveries move on.
+func TestTheDeliveriesOfDeadWorkersMoveOn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.held(t, 10)
+	killed := uuid.New()
+	b.Exec(t, "INSERT INTO mailhook.workers (id, hostname, pid, version) VALUES ($1, 'gone', 1, 'test')", killed)
+	b.leaseTo(t, killed, uuid.New())
+	b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = $1 WHERE id IN (SELECT id FROM mailhook.deliveries LIMIT 5)", uuid.New())
+	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'active' WHERE id = $1", id)
+	b.run(t, b.config())
+	began := time.Now()
+	b.waitFor(t, 10)
+	if waited := time.Since(began); waited < standstill-2*time.Second || waited > standstill+5*time.Second {
+		t.Errorf("rescued after %v", waited)
+	}
+	b.settled(t)
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.workers"); n != 1 {
+		t.Errorf("%d workers", n)
+	}
+}
+
+// Leases that a healthy worker holds by the database's account and never heard of: a reply was lost.
+func TestForgottenLeasesAreGivenBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.held(t, 10)
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "registered", func() bool { return w.identity.get() != uuid.Nil })
+	b.leaseTo(t, w.identity.get(), uuid.New())
+	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'active' WHERE id = $1", id)
+	b.waitFor(t, 10)
+	b.settled(t)
+}
+
+// An outcome of a lease that was taken away changes nothing, and is counted.
+func TestLateOutcomesAreFenced(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.held(t, 1)
+	w, err := New(t.Context(), b.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	late := &delivery{id: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.deliveries"), leaseID: uuid.New(), event: &event{}}
+	b.leaseTo(t, uuid.New(), uuid.New())
+	w.recordAll(context.Background(), []outcome{{delivery: late, word: outcomeOK, statusCode: 200, startedAt: time.Now()}})
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries d WHERE NOT EXISTS (SELECT FROM mailhook.attempts)"); n != 1 {
+		t.Error("a stale outcome was recorded")
+	}
+}
+
+// A worker that finds its row gone was taken for dead: it goes on under a new identity.
+func TestATakenWorkerGoesOnUnderANewIdentity(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "registered", func() bool { return w.identity.get() != uuid.Nil })
+	before := w.identity.get()
+	b.Exec(t, "DELETE FROM mailhook.workers")
+	dbtest.Eventually(t, 10*time.Second, "new identity", func() bool { return w.identity.get() != before })
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	b.waitFor(t, 1)
+	b.settled(t)
+}
+
+// Every session of the worker is terminated each second under load: replies are lost in every place where they can be.
+func TestLostRepliesStrandNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for range 5 {
+		b.subscribe(t, "/", "email", "retry_schedule = array_fill('1s'::interval, '{50}')")
+	}
+	b.run(t, b.config())
+	const rounds, batch = 20, 200
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for range rounds {
+		for range batch / 20 {
+			b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, 20)")
+		}
+		b.Exec(t, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mailhook %'")
+		<-tick.C
+	}
+	b.settled(t)
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(DISTINCT delivery_id) FROM mailhook.attempts WHERE ended_as = 'delivered'"); n != rounds*batch*5 {
+		t.Errorf("%d of %d delivered", n, rounds*batch*5)
+	}
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts WHERE ended_as = 'delivered'"); n != rounds*batch*5 {
+		t.Errorf("%d ends for %d deliveries", n, rounds*batch*5)
+	}
+	t.Logf("%d requests for %d deliveries", len(b.waitFor(t, rounds*batch*5)), rounds*batch*5)
+}

@@ -1,0 +1,142 @@
+package worker
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailhook/db/dbtest"
+)
+
+// sleepy is a worker whose polling cannot be what finds an event within the test's patience.
+func (b *bundle) sleepy(t *testing.T) {
+	t.Helper()
+	cfg := b.config()
+	cfg.PollInterval = time.Hour
+	b.run(t, cfg)
+	b.waitArmed(t)
+}
+
+func (b *bundle) waitArmed(t *testing.T) {
+	t.Helper()
+	dbtest.Eventually(t, 20*time.Second, "armed", func() bool {
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT last_value = 1 FROM mailhook.wakeup")
+	})
+}
+
+func TestASleepingWorkerIsWokenByNotify(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	b.sleepy(t)
+	for n := range 3 {
+		b.waitArmed(t)
+		b.Exec(t, "SELECT mailhook.emit('email.sent')")
+		b.waitFor(t, n+1)
+	}
+}
+
+// The host's snapshot is older than the arming, and it sees the sequence all the same.
+func TestAHostInRepeatableReadWakesTheWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	tx, err := b.Pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "SELECT count(*) FROM mailhook.installation"); err != nil {
+		t.Fatal(err)
+	}
+	b.sleepy(t)
+	if _, err := tx.Exec(t.Context(), "SELECT mailhook.emit('email.sent')"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.waitFor(t, 1)
+}
+
+// A transaction that inserted before the worker armed does not notify: the worker waits for its end by itself.
+func TestATransactionFromBeforeTheArmingIsNotMissed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	// Ids below and above its own are seen before it commits.
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	tx, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "SELECT mailhook.emit('email.sent')"); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	b.sleepy(t)
+	b.waitFor(t, 2)
+	b.waitArmed(t)
+	committed := time.Now()
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := b.waitFor(t, 3)[2]
+	t.Logf("found %v after its commit", r.At.Sub(committed))
+}
+
+func TestNotifyCanBeOff(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	b.Exec(t, "UPDATE mailhook.installation SET notify_enabled = false")
+	cfg := b.config()
+	cfg.PollInterval = 200 * time.Millisecond
+	w, _ := b.run(t, cfg)
+	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
+	for n := range 3 {
+		b.Exec(t, "SELECT mailhook.emit('email.sent')")
+		b.waitFor(t, n+1)
+	}
+	if dbtest.QueryOne[bool](t, b.DB, "SELECT is_called FROM mailhook.wakeup") && dbtest.QueryOne[int64](t, b.DB, "SELECT last_value FROM mailhook.wakeup") == 1 {
+		t.Error("the worker armed")
+	}
+}
+
+// Sixteen hosts that work 0–20 ms between INSERT and COMMIT: two thirds of the rows commit below the highest id seen,
+// and none waits for a sweep.
+func TestLateCommitsAreFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 1000")
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
+	const hosts, each = 16, 40
+	errs := make(chan error, hosts)
+	for range hosts {
+		go func() { errs <- b.lateHost(t.Context(), each) }()
+	}
+	for range hosts {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := map[string]bool{}
+	for _, r := range b.waitFor(t, hosts*each) {
+		ids[r.ID] = true
+	}
+	if len(ids) != hosts*each {
+		t.Errorf("%d of %d", len(ids), hosts*each)
+	}
+}
+
+func (b *bundle) lateHost(ctx context.Context, n int) error {
+	for range n {
+		_, err := b.Pool.Exec(ctx, "BEGIN; SELECT mailhook.emit('email.sent'); SELECT pg_sleep(random() * 0.02); COMMIT", pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
