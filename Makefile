@@ -44,7 +44,7 @@ generated: $(TOOLS)
 	$(BIN)/sqlc diff
 
 bench: build
-	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go run ./bench
+	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin ROW=$(ROW) go run ./bench
 
 # Not part of check: it asks a database on the internet, which a gate should not depend on.
 vuln:

@@ -83,6 +83,7 @@ claimed AS (
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
 )
 SELECT resume.subscription_id AS resume_after,
+  resume.limited,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
@@ -106,7 +107,11 @@ FROM (
     CASE WHEN (SELECT count(*) FROM locked) >= $1::int
       THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(l.step) FROM locked AS l)) END,
     (SELECT w.subscription_id FROM walked AS w WHERE w.step = $2::int),
-    '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id
+    '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
+  EXISTS (
+    SELECT FROM open AS o
+    WHERE o.room <= (SELECT count(*) FROM locked AS l WHERE l.step = o.step)
+  )::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
 LEFT JOIN mailhook.events AS e ON e.inserted_at = c.event_inserted_at AND e.id = c.event_id
@@ -126,6 +131,7 @@ type ClaimParams struct {
 
 type ClaimRow struct {
 	ResumeAfter     uuid.UUID
+	Limited         bool
 	DeliveryID      *uuid.UUID
 	SubscriptionID  uuid.UUID
 	Attempt         int32
@@ -148,8 +154,8 @@ type ClaimRow struct {
 // Claim leases due deliveries (retries, released, rescued), fair by construction: it walks the distinct subscriptions
 // that have waiting rows from @after_subscription_id on, at most @max_steps of them, and takes at most its room of each,
 // oldest first. A closed-off subscription (paused, suspended, circuit open, account suspended) costs one probe.
-// It answers the deliveries with their events, and where the next walk resumes: one row without a delivery when there is
-// none. A delivery whose event is gone comes with event_found false.
+// It answers the deliveries with their events, where the next walk resumes, and whether a subscription had no more room:
+// one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
@@ -174,6 +180,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		var i ClaimRow
 		if err := rows.Scan(
 			&i.ResumeAfter,
+			&i.Limited,
 			&i.DeliveryID,
 			&i.SubscriptionID,
 			&i.Attempt,

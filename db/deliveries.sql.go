@@ -61,9 +61,9 @@ type GetUnfinishedDeliveryParams struct {
 }
 
 // GetUnfinishedDelivery finds an unfinished delivery of one account or, without @account_id, of any.
-func (q *Queries) GetUnfinishedDelivery(ctx context.Context, arg GetUnfinishedDeliveryParams) (MailhookUnfinishedDelivery, error) {
+func (q *Queries) GetUnfinishedDelivery(ctx context.Context, arg GetUnfinishedDeliveryParams) (UnfinishedDelivery, error) {
 	row := q.db.QueryRow(ctx, getUnfinishedDelivery, arg.ID, arg.AccountID)
-	var i MailhookUnfinishedDelivery
+	var i UnfinishedDelivery
 	err := row.Scan(
 		&i.ID,
 		&i.SubscriptionID,
@@ -324,7 +324,7 @@ type ListUnfinishedOfEventParams struct {
 }
 
 // ListUnfinishedOfEvent answers the unfinished deliveries of an event, to one subscription or to all.
-func (q *Queries) ListUnfinishedOfEvent(ctx context.Context, arg ListUnfinishedOfEventParams) ([]MailhookUnfinishedDelivery, error) {
+func (q *Queries) ListUnfinishedOfEvent(ctx context.Context, arg ListUnfinishedOfEventParams) ([]UnfinishedDelivery, error) {
 	rows, err := q.db.Query(ctx, listUnfinishedOfEvent,
 		arg.EventInsertedAt,
 		arg.EventID,
@@ -335,9 +335,9 @@ func (q *Queries) ListUnfinishedOfEvent(ctx context.Context, arg ListUnfinishedO
 		return nil, err
 	}
 	defer rows.Close()
-	items := []MailhookUnfinishedDelivery{}
+	items := []UnfinishedDelivery{}
 	for rows.Next() {
-		var i MailhookUnfinishedDelivery
+		var i UnfinishedDelivery
 		if err := rows.Scan(
 			&i.ID,
 			&i.SubscriptionID,
@@ -558,9 +558,9 @@ type ScanUnfinishedDeliveriesParams struct {
 }
 
 type ScanUnfinishedDeliveriesRow struct {
-	MailhookUnfinishedDelivery MailhookUnfinishedDelivery
-	IsHorizon                  bool
-	Matches                    bool
+	UnfinishedDelivery UnfinishedDelivery
+	IsHorizon          bool
+	Matches            bool
 }
 
 // ScanUnfinishedDeliveries answers the unfinished deliveries before @before_id that pass the filters, newest first, out
@@ -586,18 +586,18 @@ func (q *Queries) ScanUnfinishedDeliveries(ctx context.Context, arg ScanUnfinish
 	for rows.Next() {
 		var i ScanUnfinishedDeliveriesRow
 		if err := rows.Scan(
-			&i.MailhookUnfinishedDelivery.ID,
-			&i.MailhookUnfinishedDelivery.SubscriptionID,
-			&i.MailhookUnfinishedDelivery.AccountID,
-			&i.MailhookUnfinishedDelivery.EventInsertedAt,
-			&i.MailhookUnfinishedDelivery.EventID,
-			&i.MailhookUnfinishedDelivery.EventType,
-			&i.MailhookUnfinishedDelivery.Attempt,
-			&i.MailhookUnfinishedDelivery.NextAttemptAt,
-			&i.MailhookUnfinishedDelivery.LastOutcome,
-			&i.MailhookUnfinishedDelivery.CreatedAt,
-			&i.MailhookUnfinishedDelivery.Status,
-			&i.MailhookUnfinishedDelivery.HeldReason,
+			&i.UnfinishedDelivery.ID,
+			&i.UnfinishedDelivery.SubscriptionID,
+			&i.UnfinishedDelivery.AccountID,
+			&i.UnfinishedDelivery.EventInsertedAt,
+			&i.UnfinishedDelivery.EventID,
+			&i.UnfinishedDelivery.EventType,
+			&i.UnfinishedDelivery.Attempt,
+			&i.UnfinishedDelivery.NextAttemptAt,
+			&i.UnfinishedDelivery.LastOutcome,
+			&i.UnfinishedDelivery.CreatedAt,
+			&i.UnfinishedDelivery.Status,
+			&i.UnfinishedDelivery.HeldReason,
 			&i.IsHorizon,
 			&i.Matches,
 		); err != nil {

@@ -149,8 +149,14 @@ matched AS (
       AS may_start
   FROM accepted AS a
   CROSS JOIN LATERAL unnest(mailhook.event_type_ancestors(a.event_type)) AS node (event_type)
-  JOIN mailhook.subscription_event_types AS t ON t.account_id = a.account_id AND t.event_type = node.event_type
-  JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id
+  -- OFFSET 0: always one probe a node, never all rows of the account.
+  CROSS JOIN LATERAL (
+    SELECT t.subscription_id
+    FROM mailhook.subscription_event_types AS t
+    WHERE t.account_id = a.account_id AND t.event_type = node.event_type
+    OFFSET 0
+  ) AS named
+  JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
@@ -173,12 +179,13 @@ roomy AS (
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
-  SELECT mailhook.uuid7(statement_timestamp()), f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
+  SELECT ($8::text || lpad(to_hex(row_number() OVER ()), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
-    CASE WHEN f.leased THEN $8::uuid END,
-    CASE WHEN f.leased THEN $9::uuid END
+    CASE WHEN f.leased THEN $9::uuid END,
+    CASE WHEN f.leased THEN $10::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= $10::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= $11::int AS leased
     FROM roomy AS y
   ) AS f
   RETURNING id, subscription_id, event_id, lease_id
@@ -213,6 +220,7 @@ type DispatchParams struct {
 	WorkerCount int32
 	WorkerRank  int32
 	InFlight    []byte
+	IDPrefix    string
 	WorkerID    uuid.UUID
 	LeaseID     uuid.UUID
 	FreeSlots   int32
@@ -267,6 +275,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.WorkerCount,
 		arg.WorkerRank,
 		arg.InFlight,
+		arg.IDPrefix,
 		arg.WorkerID,
 		arg.LeaseID,
 		arg.FreeSlots,
@@ -308,10 +317,13 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 }
 
 const peekOutbox = `-- name: PeekOutbox :one
-SELECT least(
-  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id = ANY ($1::bigint[])),
-  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > $2::bigint))::bigint AS id
-WHERE EXISTS (SELECT FROM mailhook.outbox AS o WHERE o.id = ANY ($1::bigint[]) OR o.id > $2::bigint)
+SELECT first.id::bigint AS id
+FROM (
+  SELECT least(
+    (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id = ANY ($1::bigint[])),
+    (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > $2::bigint)) AS id
+) AS first
+WHERE first.id IS NOT NULL
 `
 
 type PeekOutboxParams struct {
@@ -319,7 +331,7 @@ type PeekOutboxParams struct {
 	AfterID int64
 }
 
-// PeekOutbox is the id that a dispatch of one row would take first; no row when there is none.
+// PeekOutbox is the first id that a dispatch would take; no row when there is none. The row may be locked.
 func (q *Queries) PeekOutbox(ctx context.Context, arg PeekOutboxParams) (int64, error) {
 	row := q.db.QueryRow(ctx, peekOutbox, arg.Holes, arg.AfterID)
 	var id int64

@@ -52,7 +52,7 @@ func (q *Queries) GetEvent(ctx context.Context, arg GetEventParams) (Event, erro
 const getUndispatchedEvent = `-- name: GetUndispatchedEvent :one
 SELECT coalesce(nullif(o.account_id, ''), 'default')::text AS account_id,
   left(o.event_type, 1000)::text AS event_type,
-  o.occurred_at,
+  coalesce(CASE WHEN o.occurred_at >= '0001-01-01 00:00+00' AND o.occurred_at < '10000-01-01 00:00+00' THEN o.occurred_at END, o.inserted_at)::timestamptz AS occurred_at,
   coalesce(left(o.recipient, 1000), '')::text AS recipient,
   coalesce(left(o.message_id, 1000), '')::text AS message_id,
   coalesce(left(o.campaign_id, 1000), '')::text AS campaign_id,
@@ -76,7 +76,7 @@ type GetUndispatchedEventParams struct {
 type GetUndispatchedEventRow struct {
 	AccountID     string
 	EventType     string
-	OccurredAt    *time.Time
+	OccurredAt    time.Time
 	Recipient     string
 	MessageID     string
 	CampaignID    string
@@ -88,7 +88,7 @@ type GetUndispatchedEventRow struct {
 }
 
 // GetUndispatchedEvent finds an event in the outbox. Nothing in there has been checked, so what is too long to be
-// dispatched comes shortened, or, as data, not at all.
+// dispatched comes shortened, or, as data, not at all, and a time that nobody can write is as good as none.
 func (q *Queries) GetUndispatchedEvent(ctx context.Context, arg GetUndispatchedEventParams) (GetUndispatchedEventRow, error) {
 	row := q.db.QueryRow(ctx, getUndispatchedEvent, arg.ID, arg.InsertedAt, arg.AccountID)
 	var i GetUndispatchedEventRow

@@ -59,49 +59,6 @@ type Event struct {
 	Data        []byte
 }
 
-// deliveries as people see them: with their status, which follows from lease, subscription, circuit and account. Workers do not use it.
-type MailhookUnfinishedDelivery struct {
-	ID              uuid.UUID
-	SubscriptionID  uuid.UUID
-	AccountID       string
-	EventInsertedAt time.Time
-	EventID         int64
-	EventType       string
-	Attempt         int32
-	NextAttemptAt   time.Time
-	LastOutcome     *string
-	CreatedAt       time.Time
-	// pending, sending or held.
-	Status string
-	// paused, suspended, account or circuit; empty unless held.
-	HeldReason string
-}
-
-// Events to deliver once more to one subscription, at a bounded rate.
-type Replay struct {
-	ID             uuid.UUID
-	SubscriptionID uuid.UUID
-	AccountID      string
-	// Dispatch times, from here on.
-	Since time.Time
-	// Dispatch times, before this one.
-	Until time.Time
-	// Nodes of the type hierarchy; NULL is whatever the subscription names.
-	EventTypes []string
-	// exhausted: its dead letters. all: every event that its filters match today.
-	Source        string
-	RatePerSecond float64
-	State         string
-	Matched       int64
-	Done          int64
-	// With after_id: the event it has come to.
-	AfterInsertedAt time.Time
-	AfterID         int64
-	CreatedAt       time.Time
-	// When the last rows were released; the rate is counted from here.
-	AdvancedAt time.Time
-}
-
 // Send me these events, filtered so, there, in this format: what a customer calls a webhook.
 type Subscription struct {
 	ID        uuid.UUID
@@ -145,4 +102,22 @@ type Subscription struct {
 	Version int64
 	// Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.
 	DeletedAt *time.Time
+}
+
+// deliveries as people see them: with their status, which follows from lease, subscription, circuit and account. Workers do not use it.
+type UnfinishedDelivery struct {
+	ID              uuid.UUID
+	SubscriptionID  uuid.UUID
+	AccountID       string
+	EventInsertedAt time.Time
+	EventID         int64
+	EventType       string
+	Attempt         int32
+	NextAttemptAt   time.Time
+	LastOutcome     *string
+	CreatedAt       time.Time
+	// pending, sending or held.
+	Status string
+	// paused, suspended, account or circuit; empty unless held.
+	HeldReason string
 }

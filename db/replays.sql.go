@@ -17,7 +17,7 @@ UPDATE mailhook.replays AS r
 SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
-RETURNING id, subscription_id, account_id, since, until, event_types, source, rate_per_second, state, matched, done, after_inserted_at, after_id, created_at, advanced_at
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
 `
 
 type CancelReplayParams struct {
@@ -25,26 +25,36 @@ type CancelReplayParams struct {
 	AccountID *string
 }
 
+type CancelReplayRow struct {
+	ID             uuid.UUID
+	SubscriptionID uuid.UUID
+	State          string
+	Matched        int64
+	Done           int64
+	Source         string
+	Since          time.Time
+	Until          time.Time
+	EventTypes     []string
+	RatePerSecond  float64
+	CreatedAt      time.Time
+}
+
 // CancelReplay stops a replay that runs, and leaves another as it is. What it has released is delivered.
-func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Replay, error) {
+func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (CancelReplayRow, error) {
 	row := q.db.QueryRow(ctx, cancelReplay, arg.ID, arg.AccountID)
-	var i Replay
+	var i CancelReplayRow
 	err := row.Scan(
 		&i.ID,
 		&i.SubscriptionID,
-		&i.AccountID,
-		&i.Since,
-		&i.Until,
-		&i.EventTypes,
-		&i.Source,
-		&i.RatePerSecond,
 		&i.State,
 		&i.Matched,
 		&i.Done,
-		&i.AfterInsertedAt,
-		&i.AfterID,
+		&i.Source,
+		&i.Since,
+		&i.Until,
+		&i.EventTypes,
+		&i.RatePerSecond,
 		&i.CreatedAt,
-		&i.AdvancedAt,
 	)
 	return i, err
 }
@@ -118,9 +128,9 @@ func (q *Queries) CountExhaustedToReplay(ctx context.Context, arg CountExhausted
 }
 
 const createReplay = `-- name: CreateReplay :one
-INSERT INTO mailhook.replays (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
+INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
 VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8)
-RETURNING id, subscription_id, account_id, since, until, event_types, source, rate_per_second, state, matched, done, after_inserted_at, after_id, created_at, advanced_at
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
 `
 
 type CreateReplayParams struct {
@@ -134,8 +144,22 @@ type CreateReplayParams struct {
 	Matched        int64
 }
 
+type CreateReplayRow struct {
+	ID             uuid.UUID
+	SubscriptionID uuid.UUID
+	State          string
+	Matched        int64
+	Done           int64
+	Source         string
+	Since          time.Time
+	Until          time.Time
+	EventTypes     []string
+	RatePerSecond  float64
+	CreatedAt      time.Time
+}
+
 // CreateReplay starts a replay; the workers do it.
-func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Replay, error) {
+func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (CreateReplayRow, error) {
 	row := q.db.QueryRow(ctx, createReplay,
 		arg.SubscriptionID,
 		arg.AccountID,
@@ -146,29 +170,25 @@ func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Rep
 		arg.RatePerSecond,
 		arg.Matched,
 	)
-	var i Replay
+	var i CreateReplayRow
 	err := row.Scan(
 		&i.ID,
 		&i.SubscriptionID,
-		&i.AccountID,
-		&i.Since,
-		&i.Until,
-		&i.EventTypes,
-		&i.Source,
-		&i.RatePerSecond,
 		&i.State,
 		&i.Matched,
 		&i.Done,
-		&i.AfterInsertedAt,
-		&i.AfterID,
+		&i.Source,
+		&i.Since,
+		&i.Until,
+		&i.EventTypes,
+		&i.RatePerSecond,
 		&i.CreatedAt,
-		&i.AdvancedAt,
 	)
 	return i, err
 }
 
 const getReplay = `-- name: GetReplay :one
-SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at
+SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
 FROM mailhook.replays AS r
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
@@ -179,26 +199,36 @@ type GetReplayParams struct {
 	AccountID *string
 }
 
+type GetReplayRow struct {
+	ID             uuid.UUID
+	SubscriptionID uuid.UUID
+	State          string
+	Matched        int64
+	Done           int64
+	Source         string
+	Since          time.Time
+	Until          time.Time
+	EventTypes     []string
+	RatePerSecond  float64
+	CreatedAt      time.Time
+}
+
 // GetReplay finds a replay of one account or, without @account_id, of any.
-func (q *Queries) GetReplay(ctx context.Context, arg GetReplayParams) (Replay, error) {
+func (q *Queries) GetReplay(ctx context.Context, arg GetReplayParams) (GetReplayRow, error) {
 	row := q.db.QueryRow(ctx, getReplay, arg.ID, arg.AccountID)
-	var i Replay
+	var i GetReplayRow
 	err := row.Scan(
 		&i.ID,
 		&i.SubscriptionID,
-		&i.AccountID,
-		&i.Since,
-		&i.Until,
-		&i.EventTypes,
-		&i.Source,
-		&i.RatePerSecond,
 		&i.State,
 		&i.Matched,
 		&i.Done,
-		&i.AfterInsertedAt,
-		&i.AfterID,
+		&i.Source,
+		&i.Since,
+		&i.Until,
+		&i.EventTypes,
+		&i.RatePerSecond,
 		&i.CreatedAt,
-		&i.AdvancedAt,
 	)
 	return i, err
 }

@@ -120,6 +120,13 @@ WITH wiped AS (
   WHERE s.id = x.subscription_id
     AND s.id = $1
     AND ($2::text IS NULL OR s.account_id = $2::text)
+),
+forgotten AS (
+  DELETE FROM mailhook.subscription_health AS h
+  USING mailhook.subscriptions AS s
+  WHERE s.id = h.subscription_id
+    AND s.id = $1
+    AND ($2::text IS NULL OR s.account_id = $2::text)
 )
 UPDATE mailhook.subscriptions AS s
 SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
@@ -133,8 +140,8 @@ type DeleteSubscriptionParams struct {
 	AccountID *string
 }
 
-// DeleteSubscription marks one subscription as deleted and wipes its secrets and headers. It matches nothing from
-// then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
+// DeleteSubscription marks one subscription as deleted and wipes its secrets, headers and health. It matches
+// nothing from then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
 func (q *Queries) DeleteSubscription(ctx context.Context, arg DeleteSubscriptionParams) (int64, error) {
 	result, err := q.db.Exec(ctx, deleteSubscription, arg.ID, arg.AccountID)
 	if err != nil {
@@ -148,6 +155,11 @@ WITH wiped AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id AND s.account_id = $1 AND s.deleted_at IS NULL
+),
+forgotten AS (
+  DELETE FROM mailhook.subscription_health AS h
+  USING mailhook.subscriptions AS s
+  WHERE s.id = h.subscription_id AND s.account_id = $1 AND s.deleted_at IS NULL
 )
 UPDATE mailhook.subscriptions AS s
 SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
@@ -165,7 +177,7 @@ func (q *Queries) DeleteSubscriptionsOfAccount(ctx context.Context, accountID st
 
 const expireSecrets = `-- name: ExpireSecrets :exec
 WITH ranked AS (
-  SELECT x.id, least(x.expires_at, clock_timestamp() + $2::interval) AS ends_at,
+  SELECT x.id, least(x.expires_at, statement_timestamp() + $2::interval) AS ends_at,
     row_number() OVER (ORDER BY x.created_at DESC, x.id DESC) AS nth
   FROM mailhook.subscription_secrets AS x
   WHERE x.subscription_id = $3
@@ -173,12 +185,12 @@ WITH ranked AS (
 removed AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING ranked AS r
-  WHERE x.id = r.id AND (r.nth > $1::int OR r.ends_at <= clock_timestamp())
+  WHERE x.id = r.id AND (r.nth > $1::int OR r.ends_at <= statement_timestamp())
 )
 UPDATE mailhook.subscription_secrets AS x
 SET expires_at = r.ends_at
 FROM ranked AS r
-WHERE x.id = r.id AND r.nth <= $1::int AND r.ends_at > clock_timestamp()
+WHERE x.id = r.id AND r.nth <= $1::int AND r.ends_at > statement_timestamp()
 `
 
 type ExpireSecretsParams struct {

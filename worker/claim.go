@@ -14,82 +14,94 @@ const (
 	claimSteps = 1000
 	// claimOfEach bounds what one claim takes of a subscription, so that many have their turn.
 	claimOfEach = 100
+	// claimPause lets more slots become free than the one that was, so that a claim is worth its round trip.
+	claimPause = 5 * time.Millisecond
 )
+
+// A claimed is what a claim has to say beside its deliveries.
+type claimed struct {
+	deliveries int
+	// limited: a subscription had no more room, and may have more that is due.
+	limited bool
+	// resume is where the next walk begins; the zero id is the beginning.
+	resume uuid.UUID
+}
 
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
-	resume := uuid.Nil
+	var last claimed
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
 	defer ticker.Stop()
-	for {
-		more := false
+	for ctx.Err() == nil {
+		_, _, freed := w.leases.room(0, 0)
 		if w.state.sending() && w.state.alive(time.Now()) == nil {
 			var err error
-			if more, err = w.claimOnce(ctx, requests, &resume); err != nil {
+			if last, err = w.claimOnce(ctx, requests, last.resume); err != nil {
 				w.complain(ctx, "claim", err)
-				more = false
 			}
 		}
-		if more && ctx.Err() == nil {
+		if last.resume != uuid.Nil {
 			continue
+		}
+		if last.deliveries == 0 && !last.limited {
+			freed = nil // nothing waits for a slot
 		}
 		select {
 		case <-ctx.Done():
-			return
 		case <-ticker.C:
 		case <-w.due:
-			// Deliveries wait for a slot: look again when one is free, and not more often than a round trip is worth.
-			pause(ctx, 5*time.Millisecond)
+		case <-freed:
+			pause(ctx, claimPause)
 		}
 	}
 }
 
-// claimOnce takes one batch, and says whether the walk is to go on at once.
-func (w *Worker) claimOnce(ctx, requests context.Context, resume *uuid.UUID) (more bool, err error) {
+// claimOnce takes one batch from where the last walk ended.
+func (w *Worker) claimOnce(ctx, requests context.Context, resume uuid.UUID) (result claimed, err error) {
 	free, bytes, _ := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
 	if free <= 0 || bytes <= 0 {
-		return false, nil
+		return claimed{limited: true}, nil
 	}
 	err = call(ctx, func(ctx context.Context) error {
-		if *resume == uuid.Nil {
+		if resume == uuid.Nil {
 			if any, err := w.q.AnyDue(ctx); err != nil || !any {
 				return err
 			}
 		}
 		started := time.Now()
-		n, err := w.claimBatch(ctx, requests, free, resume)
+		result, err = w.claimBatch(ctx, requests, free, resume)
 		w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
-		more = err == nil && (n > 0 || *resume != uuid.Nil)
 		return err
 	})
-	return more, err
+	return result, err
 }
 
-func (w *Worker) claimBatch(ctx, requests context.Context, free int, resume *uuid.UUID) (int, error) {
+func (w *Worker) claimBatch(ctx, requests context.Context, free int, resume uuid.UUID) (result claimed, err error) {
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
-		FreeSlots: int32(min(free, 500)), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: *resume, //nolint:gosec // bounded
+		FreeSlots: int32(min(free, 500)), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: resume, //nolint:gosec // bounded
 		WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {
 		w.leases.got(lease, nil)
-		return 0, err
+		return result, err
 	}
 	deliveries := make([]*delivery, 0, len(rows))
 	for _, row := range rows {
-		*resume = row.ResumeAfter
+		result.resume, result.limited = row.ResumeAfter, row.Limited
 		if row.DeliveryID != nil {
-			deliveries = append(deliveries, w.claimed(row, lease))
+			deliveries = append(deliveries, w.claimedDelivery(row, lease))
 		}
 	}
 	w.leases.got(lease, deliveries)
 	w.start(requests, deliveries)
-	return len(deliveries), nil
+	result.deliveries = len(deliveries)
+	return result, nil
 }
 
-func (w *Worker) claimed(row db.ClaimRow, lease uuid.UUID) *delivery {
+func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
 	e := &event{
 		id:        db.EventID{InsertedAt: row.EventInsertedAt, ID: row.EventID, Installation: w.installation},
 		eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,

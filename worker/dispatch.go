@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"math"
 	"slices"
@@ -25,7 +26,7 @@ const (
 	// lingerTime is how long a worker that found nothing keeps looking before it arms the trigger and sleeps, and
 	// lingerPause how often it looks: under steady traffic no host has to notify.
 	lingerTime  = 100 * time.Millisecond
-	lingerPause = 4 * time.Millisecond
+	lingerPause = 2 * time.Millisecond
 	// writersPause is how often a worker asks whether the transactions that inserted before it armed have ended.
 	writersPause = 50 * time.Millisecond
 )
@@ -38,6 +39,7 @@ type dispatcher struct {
 	floor     floor
 	limit     int     // rows a batch: halved by a data error
 	fanOut    float64 // deliveries a row, of late
+	full      bool    // the last batch was: there is more, no need to peek
 	sweptAt   time.Time
 	sweepTook time.Duration
 	foundAt   time.Time
@@ -66,7 +68,10 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 			d.idle(ctx)
 		}
 	}
-	d.disarm(context.WithoutCancel(ctx))
+	// The last one out disarms: nobody is left to be notified. With others asleep the trigger stays armed for them.
+	if workers, _ := w.state.share(); workers == 1 {
+		d.disarm(context.WithoutCancel(ctx))
+	}
 }
 
 // waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
@@ -107,6 +112,14 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	if sweep {
 		after, probes = 0, nil
 	}
+	if !d.full {
+		if _, err := d.peek(ctx, after, probes); errors.Is(err, pgx.ErrNoRows) {
+			d.swept(sweep, now)
+			return 0, nil
+		} else if err != nil {
+			return 0, err
+		}
+	}
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
 	if isDataError(err) {
@@ -116,11 +129,27 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 		return 0, err
 	}
 	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
-	if sweep && len(taken) < rows { // it came to the end
-		d.sweptAt, d.sweepTook = time.Now(), time.Since(now)
-	}
+	d.full = len(taken) >= rows
+	d.swept(sweep && !d.full, now)
 	d.learn(taken, time.Now())
 	return len(taken), nil
+}
+
+// swept takes note of a sweep that came to the end.
+func (d *dispatcher) swept(done bool, began time.Time) {
+	if done {
+		d.sweptAt, d.sweepTook = time.Now(), time.Since(began)
+	}
+}
+
+// peek is the first id that a dispatch would take, or pgx.ErrNoRows. It costs a twentieth of an empty dispatch, most of
+// which is planning (measured: 0.15 ms against 3.2 ms).
+func (d *dispatcher) peek(ctx context.Context, after int64, probes []int64) (id int64, err error) {
+	err = call(ctx, func(ctx context.Context) (err error) {
+		id, err = d.w.q.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
+		return err
+	})
+	return id, err
 }
 
 // rows is how many outbox rows to take, so that their deliveries find free slots: what finds none is written as
@@ -161,7 +190,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		answer, err = w.q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
-			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
+			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(), IDPrefix: idPrefix(),
 		})
 		return err
 	})
@@ -181,6 +210,13 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
+}
+
+// idPrefix is the first 24 digits of the delivery ids that one dispatch makes: a UUIDv7 whose last 32 bits the statement
+// counts up.
+func idPrefix() string {
+	id := uuid.Must(uuid.NewV7())
+	return hex.EncodeToString(id[:12])
 }
 
 // unfold parts the answer of a dispatch: the outbox rows it took, and the deliveries it leased, with their events.
@@ -215,11 +251,7 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 		d.limit = rows / 2
 		return 1, nil // look again at once
 	}
-	var id int64
-	err := call(ctx, func(ctx context.Context) (err error) {
-		id, err = d.w.q.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
-		return err
-	})
+	id, err := d.peek(ctx, after, probes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, nil
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -24,13 +26,38 @@ func sqlState(err error) string {
 	return ""
 }
 
-// complain logs that we are broken: an error of ours, never a receiver's. It is quiet about the end of ctx.
+// complain logs that we are broken: an error of ours, never a receiver's. It is quiet about the end of ctx, and says the
+// same at most every ten seconds: an outage must not fill a disk.
 func (w *Worker) complain(ctx context.Context, what string, err error) {
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return
 	}
 	w.metrics.databaseErrors.WithLabelValues(what).Inc()
-	w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", err)
+	if w.quiet.mayLog(what, time.Now()) {
+		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", firstLine(err.Error()))
+	}
+}
+
+// quietTime is how long a complaint is not repeated.
+const quietTime = 10 * time.Second
+
+// quiet remembers when each complaint was logged last.
+type quiet struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (q *quiet) mayLog(what string, now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if now.Sub(q.last[what]) < quietTime {
+		return false
+	}
+	if q.last == nil {
+		q.last = map[string]time.Time{}
+	}
+	q.last[what] = now
+	return true
 }
 
 // firstLine keeps a message short and free of what follows it.

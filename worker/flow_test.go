@@ -384,3 +384,16 @@ func TestReplays(t *testing.T) {
 		t.Errorf("%d event ids", len(ids))
 	}
 }
+
+// A burst beyond a subscription's cap is worked off as its slots become free, not once an interval.
+func TestABurstBeyondTheCapFlows(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 4")
+	cfg := b.config()
+	cfg.ClaimInterval = time.Hour
+	b.run(t, cfg)
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, 300)")
+	b.waitFor(t, 300)
+	b.settled(t)
+}

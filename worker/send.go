@@ -27,7 +27,7 @@ func newClient(cfg Config) *client {
 			DialContext:            newDialer(cfg.AllowCIDR).DialContext,
 			TLSHandshakeTimeout:    10 * time.Second,
 			MaxIdleConns:           cfg.MaxInFlight,
-			MaxIdleConnsPerHost:    100,
+			MaxIdleConnsPerHost:    cfg.MaxInFlight,
 			IdleConnTimeout:        60 * time.Second,
 			DisableCompression:     true,     // a small answer must not become a large one
 			MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,8 +14,10 @@ import (
 )
 
 // testSend serves the test sends that people ask for through the API: ahead of all others, outside the slots, in any
-// status of the subscription, never retried, not counted.
-func (w *Worker) testSend(ctx, requests context.Context) {
+// status of the subscription, never retried, not counted. A stop breaks them off: somebody sits before them.
+func (w *Worker) testSend(ctx context.Context) {
+	var sends sync.WaitGroup
+	defer sends.Wait()
 	for ctx.Err() == nil {
 		var rows []db.ClaimTestDeliveriesRow
 		err := call(ctx, func(ctx context.Context) (err error) {
@@ -23,7 +26,7 @@ func (w *Worker) testSend(ctx, requests context.Context) {
 		})
 		w.complain(ctx, "claim test deliveries", err)
 		for _, row := range rows {
-			go w.sendTest(requests, row)
+			sends.Go(func() { w.sendTest(ctx, row) })
 		}
 		if len(rows) > 0 {
 			continue

@@ -37,6 +37,7 @@ type Worker struct {
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
 	ready  atomic.Bool
+	quiet  quiet
 }
 
 // New connects, checks the schema, and makes itself ready to run. Close it if it is not run.
@@ -101,8 +102,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer abort()
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
-		func(ctx context.Context) { w.testSend(ctx, requests) },
-		w.reconcileLeases, w.rescue, w.cancel, w.replay, w.retain,
+		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.replay, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}

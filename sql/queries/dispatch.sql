@@ -154,8 +154,14 @@ matched AS (
       AS may_start
   FROM accepted AS a
   CROSS JOIN LATERAL unnest(mailhook.event_type_ancestors(a.event_type)) AS node (event_type)
-  JOIN mailhook.subscription_event_types AS t ON t.account_id = a.account_id AND t.event_type = node.event_type
-  JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id
+  -- OFFSET 0: always one probe a node, never all rows of the account.
+  CROSS JOIN LATERAL (
+    SELECT t.subscription_id
+    FROM mailhook.subscription_event_types AS t
+    WHERE t.account_id = a.account_id AND t.event_type = node.event_type
+    OFFSET 0
+  ) AS named
+  JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
@@ -179,7 +185,8 @@ roomy AS (
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
-  SELECT mailhook.uuid7(statement_timestamp()), f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
+  SELECT (@id_prefix::text || lpad(to_hex(row_number() OVER ()), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
     CASE WHEN f.leased THEN @worker_id::uuid END,
     CASE WHEN f.leased THEN @lease_id::uuid END
@@ -210,12 +217,15 @@ SELECT i.event_id, 'epoch', '', 'epoch', '', '', '', '', '', '', '', NULL, false
 FROM inserted AS i
 WHERE i.lease_id IS NOT NULL;
 
--- PeekOutbox is the id that a dispatch of one row would take first; no row when there is none.
+-- PeekOutbox is the first id that a dispatch would take; no row when there is none. The row may be locked.
 -- name: PeekOutbox :one
-SELECT least(
-  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id = ANY (@holes::bigint[])),
-  (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > @after_id::bigint))::bigint AS id
-WHERE EXISTS (SELECT FROM mailhook.outbox AS o WHERE o.id = ANY (@holes::bigint[]) OR o.id > @after_id::bigint);
+SELECT first.id::bigint AS id
+FROM (
+  SELECT least(
+    (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id = ANY (@holes::bigint[])),
+    (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > @after_id::bigint)) AS id
+) AS first
+WHERE first.id IS NOT NULL;
 
 -- QuarantineOutboxRow moves one row of the outbox into quarantine, with the error that its dispatch gave. It computes
 -- with no value of it. It takes nothing when another worker has the row.

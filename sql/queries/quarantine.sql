@@ -22,7 +22,8 @@ page AS (
   ORDER BY m.quarantined_at DESC, m.id DESC
   LIMIT @page_rows::int
 )
-SELECT q.inserted_at, q.id, p.account_id::text AS account_id, left(q.event_type, 1000)::text AS event_type, q.occurred_at,
+SELECT q.inserted_at, q.id, p.account_id::text AS account_id, left(q.event_type, 1000)::text AS event_type,
+  coalesce(CASE WHEN q.occurred_at >= '0001-01-01 00:00+00' AND q.occurred_at < '10000-01-01 00:00+00' THEN q.occurred_at END, q.inserted_at)::timestamptz AS occurred_at,
   coalesce(left(q.recipient, 1000), '')::text AS recipient, q.reason, q.error_code, q.quarantined_at, p.is_horizon, p.matches
 FROM page AS p
 JOIN mailhook.quarantine AS q ON q.inserted_at = p.inserted_at AND q.id = p.id
@@ -32,7 +33,7 @@ ORDER BY q.quarantined_at DESC, q.id DESC;
 -- name: GetQuarantinedEvent :one
 SELECT coalesce(nullif(q.account_id, ''), 'default')::text AS account_id,
   left(q.event_type, 1000)::text AS event_type,
-  q.occurred_at,
+  coalesce(CASE WHEN q.occurred_at >= '0001-01-01 00:00+00' AND q.occurred_at < '10000-01-01 00:00+00' THEN q.occurred_at END, q.inserted_at)::timestamptz AS occurred_at,
   coalesce(left(q.recipient, 1000), '')::text AS recipient,
   coalesce(left(q.message_id, 1000), '')::text AS message_id,
   coalesce(left(q.campaign_id, 1000), '')::text AS campaign_id,

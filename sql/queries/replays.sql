@@ -32,13 +32,13 @@ SELECT least(sqlc.narg('until')::timestamptz, statement_timestamp())::timestampt
 
 -- CreateReplay starts a replay; the workers do it.
 -- name: CreateReplay :one
-INSERT INTO mailhook.replays (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
+INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
 VALUES (@subscription_id, @account_id, @since, @until, sqlc.narg('event_types')::text[], @source, @rate_per_second, @matched)
-RETURNING *;
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at;
 
 -- GetReplay finds a replay of one account or, without @account_id, of any.
 -- name: GetReplay :one
-SELECT r.*
+SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
 FROM mailhook.replays AS r
 WHERE r.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text);
@@ -49,4 +49,4 @@ UPDATE mailhook.replays AS r
 SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
 WHERE r.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text)
-RETURNING *;
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at;

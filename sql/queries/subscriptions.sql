@@ -66,13 +66,20 @@ RETURNING *;
 -- name: ResetHealth :exec
 DELETE FROM mailhook.subscription_health WHERE subscription_id = @subscription_id;
 
--- DeleteSubscription marks one subscription as deleted and wipes its secrets and headers. It matches nothing from
--- then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
+-- DeleteSubscription marks one subscription as deleted and wipes its secrets, headers and health. It matches
+-- nothing from then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
 -- name: DeleteSubscription :execrows
 WITH wiped AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id
+    AND s.id = @id
+    AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
+),
+forgotten AS (
+  DELETE FROM mailhook.subscription_health AS h
+  USING mailhook.subscriptions AS s
+  WHERE s.id = h.subscription_id
     AND s.id = @id
     AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
 )
@@ -88,6 +95,11 @@ WITH wiped AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id AND s.account_id = @account_id AND s.deleted_at IS NULL
+),
+forgotten AS (
+  DELETE FROM mailhook.subscription_health AS h
+  USING mailhook.subscriptions AS s
+  WHERE s.id = h.subscription_id AND s.account_id = @account_id AND s.deleted_at IS NULL
 )
 UPDATE mailhook.subscriptions AS s
 SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
@@ -102,7 +114,7 @@ VALUES (@subscription_id, @key_id, @sealed);
 -- removes at once all but the newest @kept of them and those without any time left.
 -- name: ExpireSecrets :exec
 WITH ranked AS (
-  SELECT x.id, least(x.expires_at, clock_timestamp() + @grace::interval) AS ends_at,
+  SELECT x.id, least(x.expires_at, statement_timestamp() + @grace::interval) AS ends_at,
     row_number() OVER (ORDER BY x.created_at DESC, x.id DESC) AS nth
   FROM mailhook.subscription_secrets AS x
   WHERE x.subscription_id = @subscription_id
@@ -110,12 +122,12 @@ WITH ranked AS (
 removed AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING ranked AS r
-  WHERE x.id = r.id AND (r.nth > @kept::int OR r.ends_at <= clock_timestamp())
+  WHERE x.id = r.id AND (r.nth > @kept::int OR r.ends_at <= statement_timestamp())
 )
 UPDATE mailhook.subscription_secrets AS x
 SET expires_at = r.ends_at
 FROM ranked AS r
-WHERE x.id = r.id AND r.nth <= @kept::int AND r.ends_at > clock_timestamp();
+WHERE x.id = r.id AND r.nth <= @kept::int AND r.ends_at > statement_timestamp();
 
 -- TouchSubscription makes the workers read a subscription again: the trigger raises its version.
 -- name: TouchSubscription :one

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"mailhook/db"
+	"mailhook/httpapi"
+	"mailhook/worker"
+)
+
+const defaultListen = "127.0.0.1:8080"
+
+func apiFlags() []cli.Flag {
+	return []cli.Flag{
+		listenFlag(defaultListen, "address of the API, healthz, readyz and metrics"),
+		&cli.IntFlag{
+			Name: "subscription-limit", EnvVars: []string{"MAILHOOK_SUBSCRIPTION_LIMIT"}, Value: httpapi.DefaultConfig().DefaultSubscriptionLimit,
+			Usage: "subscriptions of an account that has no limit of its own",
+		},
+	}
+}
+
+func apiCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "api",
+		Usage: "serve the JSON API; it sends nothing itself",
+		Flags: append(append([]cli.Flag{databaseFlag(), keyringFlag()}, egressFlags()...), apiFlags()...),
+		Action: func(c *cli.Context) error {
+			log, err := newLogger(c.App.ErrWriter, "text", slog.LevelInfo)
+			if err != nil {
+				return err
+			}
+			url, err := databaseURL(c)
+			if err != nil {
+				return err
+			}
+			handler, closePool, err := apiHandler(c, url, newRegistry(), nil)
+			if err != nil {
+				return err
+			}
+			defer closePool()
+			return serveHTTP(c.Context, log, c.String("listen"), handler)
+		},
+	}
+}
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "serve",
+		Usage: "worker and API in one process",
+		Flags: append(workerFlags(), apiFlags()...),
+		Action: func(c *cli.Context) error {
+			cfg, err := workerConfig(c)
+			if err != nil {
+				return err
+			}
+			registry := newRegistry()
+			cfg.Registry = registry
+			w, err := worker.New(c.Context, cfg)
+			if err != nil {
+				return err
+			}
+			handler, closePool, err := apiHandler(c, cfg.DatabaseURL, registry, w.Ready)
+			if err != nil {
+				w.Close()
+				return err
+			}
+			defer closePool()
+			group, ctx := errgroup.WithContext(c.Context)
+			group.Go(func() error { return w.Run(ctx) })
+			group.Go(func() error { return serveHTTP(ctx, cfg.Log, c.String("listen"), handler) })
+			return group.Wait()
+		},
+	}
+}
+
+// apiHandler opens a pool of its own for the API: its commits are on disk when it answers.
+func apiHandler(c *cli.Context, url string, registry *prometheus.Registry, ready func() error) (http.Handler, func(), error) {
+	cfg := httpapi.DefaultConfig()
+	var err error
+	if cfg.Keyring, err = keyring(c); err != nil {
+		return nil, nil, err
+	}
+	if cfg.AllowCIDR, err = allowCIDR(c); err != nil {
+		return nil, nil, err
+	}
+	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
+	cfg.Version = version()
+	cfg.Metrics, cfg.Ready = promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), ready
+	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10})
+	if err != nil {
+		return nil, nil, err
+	}
+	handler, err := httpapi.New(c.Context, cfg)
+	if err != nil {
+		cfg.Pool.Close()
+		return nil, nil, err
+	}
+	return handler, cfg.Pool.Close, nil
+}
+
+// listen opens an address, and says in one line why it cannot.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return nil, fmt.Errorf("cannot listen on %s: %w (choose another with --listen)", address, op.Err)
+	}
+	return listener, err
+}

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"mailhook/cmd/demo"
+)
+
+func demoCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "demo",
+		Usage: "see it work: a small mail platform, a worker, two receivers, and a ledger at the end",
+		Description: `It starts a PostgreSQL of its own from local binaries, or uses MAILHOOK_DATABASE_URL, and removes what it made.
+Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "database-url", EnvVars: []string{"MAILHOOK_DATABASE_URL"}, Usage: "a database to use; without it a private PostgreSQL is started"},
+			&cli.DurationFlag{Name: "duration", EnvVars: []string{"MAILHOOK_DEMO_DURATION"}, Value: 15 * time.Second, Usage: "how long the mail platform works; Ctrl-C ends it sooner"},
+		},
+		Action: func(c *cli.Context) error {
+			return demo.Run(c.Context, demo.Config{
+				DatabaseURL: c.String("database-url"), Duration: c.Duration("duration"), Out: c.App.Writer, Version: version(),
+				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+			})
+		},
+	}
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"mailhook/worker"
+)
+
+func workerCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "worker",
+		Usage: "dispatch and deliver; run as many as you like, on as many machines",
+		Flags: append(workerFlags(), listenFlag("", "address for healthz, readyz and metrics; none without it")),
+		Action: func(c *cli.Context) error {
+			cfg, err := workerConfig(c)
+			if err != nil {
+				return err
+			}
+			registry := newRegistry()
+			cfg.Registry = registry
+			w, err := worker.New(c.Context, cfg)
+			if err != nil {
+				return err
+			}
+			group, ctx := errgroup.WithContext(c.Context)
+			group.Go(func() error { return w.Run(ctx) })
+			if address := c.String("listen"); address != "" {
+				group.Go(func() error { return serveHTTP(ctx, cfg.Log, address, workerHandler(w, registry)) })
+			}
+			return group.Wait()
+		},
+	}
+}
+
+func listenFlag(value, usage string) cli.Flag {
+	return &cli.StringFlag{Name: "listen", EnvVars: []string{"MAILHOOK_LISTEN"}, Value: value, Usage: usage}
+}
+
+func workerFlags() []cli.Flag {
+	d := worker.DefaultConfig()
+	return append([]cli.Flag{
+		databaseFlag(), keyringFlag(),
+		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "deliveries held in memory, and so requests under way"},
+		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory"},
+		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
+		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "database connections of the pool; one more listens"},
+		&cli.DurationFlag{Name: "poll-interval", EnvVars: []string{"MAILHOOK_POLL_INTERVAL"}, Value: d.PollInterval, Usage: "the longest a sleeping worker relies on notifications"},
+		&cli.DurationFlag{Name: "claim-interval", EnvVars: []string{"MAILHOOK_CLAIM_INTERVAL"}, Value: d.ClaimInterval, Usage: "how often due retries are looked for"},
+		&cli.DurationFlag{Name: "grace", EnvVars: []string{"MAILHOOK_GRACE"}, Value: d.Grace, Usage: "how long a stopping worker lets requests finish"},
+		&cli.IntFlag{Name: "excerpt-bytes", EnvVars: []string{"MAILHOOK_EXCERPT_BYTES"}, Value: d.ExcerptBytes, Usage: "bytes of a receiver's answer that are kept"},
+		&cli.DurationFlag{Name: "retain-events", EnvVars: []string{"MAILHOOK_RETAIN_EVENTS"}, Value: d.Retention.Events, Usage: "how long dispatched events are kept"},
+		&cli.DurationFlag{Name: "retain-attempts", EnvVars: []string{"MAILHOOK_RETAIN_ATTEMPTS"}, Value: d.Retention.Attempts, Usage: "how long attempts are kept"},
+		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
+		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
+		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
+		&cli.StringFlag{Name: "log-format", EnvVars: []string{"MAILHOOK_LOG_FORMAT"}, Value: "text", Usage: "text or json"},
+		&cli.StringFlag{Name: "log-level", EnvVars: []string{"MAILHOOK_LOG_LEVEL"}, Value: "info", Usage: "debug, info, warn or error"},
+	}, egressFlags()...)
+}
+
+func workerConfig(c *cli.Context) (worker.Config, error) {
+	cfg := worker.DefaultConfig()
+	var err error
+	if cfg.DatabaseURL, err = databaseURL(c); err != nil {
+		return cfg, err
+	}
+	if cfg.Keyring, err = keyring(c); err != nil {
+		return cfg, err
+	}
+	if cfg.AllowCIDR, err = allowCIDR(c); err != nil {
+		return cfg, err
+	}
+	if cfg.Log, err = logger(c); err != nil {
+		return cfg, err
+	}
+	cfg.Version = version()
+	cfg.MaxInFlight, cfg.MaxBodyBytes, cfg.BatchRows = c.Int("max-in-flight"), c.Int64("max-body-bytes"), c.Int("batch-rows")
+	cfg.Connections, cfg.ExcerptBytes = c.Int("connections"), c.Int("excerpt-bytes")
+	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = c.Duration("poll-interval"), c.Duration("claim-interval"), c.Duration("grace")
+	cfg.AllowInsecureHTTP = c.Bool("allow-insecure-http")
+	cfg.Retention = worker.Retention{
+		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
+		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"),
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, usageError{err}
+	}
+	return cfg, nil
+}
+
+func logger(c *cli.Context) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+		return nil, usagef("--log-level %q is none of debug, info, warn, error", c.String("log-level"))
+	}
+	return newLogger(c.App.ErrWriter, c.String("log-format"), level)
+}
+
+func newLogger(out io.Writer, format string, level slog.Level) (*slog.Logger, error) {
+	options := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(out, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	}
+	return nil, usagef("--log-format %q is neither text nor json", format)
+}
+
+func newRegistry() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
+
+// workerHandler answers for a worker's health: healthz that the process lives, readyz that its loops make progress.
+func workerHandler(w *worker.Worker, registry *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprintln(out, "ok") }) //nolint:errcheck // the client is gone
+	mux.HandleFunc("GET /readyz", func(out http.ResponseWriter, _ *http.Request) {
+		if err := w.Ready(); err != nil {
+			http.Error(out, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(out, "ok") //nolint:errcheck // the client is gone
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// serveHTTP serves until ctx ends, then lets requests finish.
+func serveHTTP(ctx context.Context, log *slog.Logger, address string, handler http.Handler) error {
+	server := &http.Server{
+		Addr: address, Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+	}
+	listener, err := listen(ctx, address)
+	if err != nil {
+		return err
+	}
+	log.Info("listening", "address", listener.Addr().String())
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		stopped <- server.Shutdown(grace)
+	}()
+	if err := server.Serve(listener); err != http.ErrServerClosed { //nolint:errorlint // answered bare
+		return fmt.Errorf("serve: %w", err)
+	}
+	return <-stopped
+}

@@ -1,0 +1,120 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"mailhook/db"
+)
+
+// An Account is a customer of the host.
+type Account struct {
+	ID     string `json:"id"`
+	Status string `json:"status" enum:"active,suspended" doc:"suspended holds all deliveries of the account."`
+	Limit  *int32 `json:"limit" doc:"How many subscriptions it may have; null is the default limit."`
+	Usage  Usage  `json:"usage"`
+}
+
+type accountParams struct {
+	ID string `path:"id" maxLength:"1000" doc:"The host's id of the account."`
+}
+
+type putAccountRequest struct {
+	ID   string `path:"id" maxLength:"1000" doc:"The host's id of the account."`
+	Body struct {
+		Limit  optional[int32]  `json:"limit,omitempty" minimum:"0" maximum:"2147483647" doc:"Default: null, the default limit."`
+		Status optional[string] `json:"status,omitempty" enum:"active,suspended" doc:"Default: active."`
+	} `nameHint:"PutAccountBody"`
+}
+
+type accountResponse struct{ Body Account }
+
+func (s *server) addAccounts(api huma.API) {
+	tags := []string{"accounts"}
+	register(s, api, huma.Operation{
+		OperationID: "get-account", Method: http.MethodGet, Path: "/v1/accounts/{id}", Tags: tags, Summary: "Read an account",
+		Description: "An account without settings of its own has the defaults.",
+	}, s.getAccount)
+	register(s, api, huma.Operation{
+		OperationID: "put-account", Method: http.MethodPut, Path: "/v1/accounts/{id}", Tags: tags, Summary: "Set limit and status of an account (admin)",
+		Errors: []int{http.StatusForbidden},
+	}, s.putAccount)
+	register(s, api, huma.Operation{
+		OperationID: "delete-account", Method: http.MethodDelete, Path: "/v1/accounts/{id}", Tags: tags, Summary: "Remove a customer who left (admin)",
+		Description: "Deletes its subscriptions, its settings and its keys.", Errors: []int{http.StatusForbidden},
+	}, s.deleteAccount)
+}
+
+func (s *server) getAccount(ctx context.Context, who caller, in *accountParams) (*accountResponse, error) {
+	if _, err := who.scope(in.ID); err != nil {
+		return nil, err
+	}
+	return s.answerAccount(ctx, in.ID)
+}
+
+func (s *server) putAccount(ctx context.Context, who caller, in *putAccountRequest) (*accountResponse, error) {
+	if err := who.mustAdminister(in.ID); err != nil {
+		return nil, err
+	}
+	if found := checkText("id", in.ID, maxAccountIDBytes); len(found) > 0 {
+		return nil, invalid(found...)
+	}
+	var limit *int32
+	if in.Body.Limit.isValue() {
+		limit = &in.Body.Limit.value
+	}
+	err := s.queries.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: in.Body.Status.pick("active", "active"), SubscriptionLimit: limit})
+	if err != nil {
+		return nil, fmt.Errorf("store account: %w", err)
+	}
+	return s.answerAccount(ctx, in.ID)
+}
+
+func (s *server) deleteAccount(ctx context.Context, who caller, in *accountParams) (*struct{}, error) {
+	if err := who.mustAdminister(in.ID); err != nil {
+		return nil, err
+	}
+	return nil, s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, in.ID); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
+		subscriptions, err := q.DeleteSubscriptionsOfAccount(ctx, in.ID)
+		if err != nil {
+			return fmt.Errorf("delete subscriptions of account: %w", err)
+		}
+		keys, err := q.DeleteAPIKeysOfAccount(ctx, in.ID)
+		if err != nil {
+			return fmt.Errorf("delete keys of account: %w", err)
+		}
+		rows, err := q.DeleteAccountRow(ctx, in.ID)
+		if err != nil {
+			return fmt.Errorf("delete account: %w", err)
+		}
+		if subscriptions+keys+rows == 0 {
+			return notFound()
+		}
+		return nil
+	})
+}
+
+func (s *server) answerAccount(ctx context.Context, id string) (*accountResponse, error) {
+	row, err := s.queries.GetAccount(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("read account: %w", err)
+	}
+	return &accountResponse{Account{id, row.Status, row.SubscriptionLimit, s.usageOf(row)}}, nil
+}
+
+// mustAdminister refuses account keys: with 404 for another account, as everywhere, and 403 for their own.
+func (c caller) mustAdminister(account string) error {
+	if c.isAdmin() {
+		return nil
+	}
+	if _, err := c.scope(account); err != nil {
+		return err
+	}
+	return fail(codeForbidden, "this takes an admin key")
+}

@@ -1,0 +1,109 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+
+	"mailhook/db"
+)
+
+// CreateSubscriptionBody is a new subscription.
+type CreateSubscriptionBody struct {
+	SubscriptionInput
+	AccountID string           `json:"account_id,omitempty" doc:"Required with an admin key."`
+	Status    optional[string] `json:"status,omitempty" enum:"active,paused" doc:"Default: active."`
+	Secret    optional[string] `json:"secret,omitempty" writeOnly:"true" doc:"16 to 128 printable characters; what follows whsec_ must be base64. Default: a new one."`
+}
+
+// TransformSchema documents what has no default.
+func (CreateSubscriptionBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	s.Required = append(s.Required, "channel", "event_types")
+	return s
+}
+
+type createSubscriptionRequest struct {
+	Body CreateSubscriptionBody
+}
+
+func (s *server) createSubscription(ctx context.Context, who caller, in *createSubscriptionRequest) (*secretResponse, error) {
+	account, err := who.scope(in.Body.AccountID)
+	if err != nil {
+		return nil, err
+	}
+	if account == nil {
+		return nil, invalid(FieldError{"account_id", "required", "is required with an admin key"})
+	}
+	row := defaultSubscription()
+	row.ID, err = uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make subscription id: %w", err)
+	}
+	row.AccountID = *account
+	if row.Status = in.Body.Status.pick("active", "active"); row.Status != "active" {
+		reason := who.reason()
+		row.StatusReason = &reason
+	}
+	found := append(checkText("account_id", *account, maxAccountIDBytes), s.apply(in.Body.SubscriptionInput, &row)...)
+	secret, wrong := secretOf(in.Body.Secret)
+	if found = append(found, wrong...); len(found) > 0 {
+		return nil, invalid(found...)
+	}
+	if row, err = s.insertSubscription(ctx, row, secret); err != nil {
+		return nil, err
+	}
+	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
+}
+
+// insertSubscription stores a subscription and its secret, unless the account has as many as it may.
+func (s *server) insertSubscription(ctx context.Context, row db.Subscription, secret string) (db.Subscription, error) {
+	err := s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, row.AccountID); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
+		usage, err := s.usage(ctx, q, row.AccountID)
+		if err != nil {
+			return err
+		}
+		if usage.Subscriptions >= usage.Limit {
+			return fail(codeLimitReached, fmt.Sprintf("the account has %d of %d subscriptions", usage.Subscriptions, usage.Limit))
+		}
+		stored, err := q.CreateSubscription(ctx, createParams(row))
+		if err != nil {
+			return fmt.Errorf("store subscription: %w", err)
+		}
+		row = stored
+		return s.storeSecret(ctx, q, row.ID, secret)
+	})
+	return row, err
+}
+
+func createParams(row db.Subscription) db.CreateSubscriptionParams {
+	return db.CreateSubscriptionParams{
+		ID:                   row.ID,
+		AccountID:            row.AccountID,
+		Name:                 row.Name,
+		Status:               row.Status,
+		StatusReason:         row.StatusReason,
+		ChannelType:          row.ChannelType,
+		URL:                  row.URL,
+		HeaderNames:          orEmpty(row.HeaderNames),
+		HeadersSealed:        row.HeadersSealed,
+		HeadersKeyID:         row.HeadersKeyID,
+		EventTypes:           row.EventTypes,
+		FilterSendingDomain:  orEmpty(row.FilterSendingDomain),
+		FilterSendingNode:    orEmpty(row.FilterSendingNode),
+		FilterBridge:         orEmpty(row.FilterBridge),
+		FilterDedicatedIp:    orEmpty(row.FilterDedicatedIp),
+		Format:               row.Format,
+		RetryPreset:          row.RetryPreset,
+		RetrySchedule:        row.RetrySchedule,
+		RetryJitter:          row.RetryJitter,
+		SuspendWhenExhausted: row.SuspendWhenExhausted,
+		Timeout:              row.Timeout,
+		MaxInFlight:          row.MaxInFlight,
+		RateLimitPerSecond:   row.RateLimitPerSecond,
+	}
+}

@@ -1,0 +1,137 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+)
+
+// A Timestamp is a time as the API writes it: RFC 3339, UTC, three decimals, Z.
+type Timestamp time.Time
+
+// MarshalJSON writes the time.
+func (t Timestamp) MarshalJSON() ([]byte, error) {
+	return []byte(time.Time(t).UTC().Format(`"2006-01-02T15:04:05.000Z"`)), nil
+}
+
+// Schema is that of a time, for OpenAPI.
+func (Timestamp) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Format: "date-time", Examples: []any{"2024-01-15T10:30:00.000Z"}}
+}
+
+func optionalTimestamp(t *time.Time) *Timestamp {
+	if t == nil {
+		return nil
+	}
+	at := Timestamp(*t)
+	return &at
+}
+
+// An Object is a JSON object that is passed on as it is.
+type Object json.RawMessage
+
+// MarshalJSON writes the object.
+func (o Object) MarshalJSON() ([]byte, error) { return json.RawMessage(o).MarshalJSON() }
+
+// Schema is that of any object.
+func (Object) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
+}
+
+// A column is a column of the outbox that appears in data.
+type column struct{ name, value string }
+
+// mergeData is the data of an event as receivers get it: the columns that have a value, then the keys of data in their
+// order; on a clash the column wins. What is no object adds nothing.
+func mergeData(columns []column, data []byte) Object {
+	var merged bytes.Buffer
+	seen := map[string]bool{}
+	add := func(name string, value []byte) {
+		if seen[name] {
+			return
+		}
+		if len(seen) > 0 {
+			merged.WriteByte(',')
+		}
+		seen[name] = true
+		merged.Write(quote(name))
+		merged.WriteByte(':')
+		merged.Write(value)
+	}
+	merged.WriteByte('{')
+	for _, c := range columns {
+		if c.value != "" {
+			add(c.name, quote(c.value))
+		}
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	if start, err := decoder.Token(); err == nil && start == json.Delim('{') {
+		for decoder.More() {
+			name, err := decoder.Token()
+			var value json.RawMessage
+			if err != nil || decoder.Decode(&value) != nil {
+				break
+			}
+			key, _ := name.(string)
+			add(key, value)
+		}
+	}
+	merged.WriteByte('}')
+	return merged.Bytes()
+}
+
+func quote(s string) []byte {
+	var quoted bytes.Buffer
+	encoder := json.NewEncoder(&quoted)
+	encoder.SetEscapeHTML(false)
+	encoder.Encode(s) //nolint:errcheck // a string into memory
+	return bytes.TrimRight(quoted.Bytes(), "\n")
+}
+
+// formatDuration writes a duration as the API takes it: one number and the largest of the units h m s ms that is exact.
+func formatDuration(d time.Duration) string {
+	for _, u := range []struct {
+		name string
+		unit time.Duration
+	}{{"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
+		if d >= u.unit && d%u.unit == 0 {
+			return strconv.FormatInt(int64(d/u.unit), 10) + u.name
+		}
+	}
+	return strconv.FormatInt(d.Milliseconds(), 10) + "ms"
+}
+
+// excerptText is a stored excerpt as text: receivers send NUL and bad UTF-8.
+func excerptText(excerpt []byte) string {
+	text := string(excerpt)
+	if !utf8.ValidString(text) {
+		text = strings.ToValidUTF8(text, "\uFFFD")
+	}
+	return strings.ReplaceAll(text, "\x00", "\uFFFD")
+}
+
+// timeOf is the time in a UUIDv7, in milliseconds.
+func timeOf(id uuid.UUID) time.Time {
+	millis := int64(0)
+	for _, b := range id[:6] {
+		millis = millis<<8 | int64(b)
+	}
+	return time.UnixMilli(millis).UTC()
+}
+
+// floorID is the least id of the millisecond of t: every UUIDv7 made later is greater.
+func floorID(t time.Time) uuid.UUID {
+	var id uuid.UUID
+	millis := max(t.UnixMilli(), 0)
+	for i := 5; i >= 0; i-- {
+		id[i] = byte(millis)
+		millis >>= 8
+	}
+	return id
+}

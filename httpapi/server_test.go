@@ -1,0 +1,283 @@
+package httpapi
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"mailhook/db"
+)
+
+// things are one of each, of account acme.
+type things struct{ subscription, delivery, event, replay, quarantined string }
+
+func (b *bundle) things(t *testing.T) things {
+	t.Helper()
+	var have things
+	have.subscription = b.create(t, b.acme, nil)
+	have.event = b.event(t, "acme", "email.delivered", "r@example.com", time.Now())
+	have.delivery = b.delivery(t, have.event, have.subscription)
+	have.quarantined = b.quarantined(t, "acme", 77)
+	have.replay = b.must(t, 202, b.acme, "POST", "/v1/subscriptions/"+have.subscription+"/replay", object{"since": "2024-01-01T00:00:00Z"})["id"].(string)
+	return have
+}
+
+type route struct {
+	method, path string
+	body         any
+}
+
+// routes are all routes about one thing.
+func (h things) routes() []route {
+	subscription := "/v1/subscriptions/" + h.subscription
+	return []route{
+		{"GET", subscription, nil},
+		{"PATCH", subscription, object{"name": "x"}},
+		{"POST", subscription + "/pause", nil},
+		{"POST", subscription + "/resume", nil},
+		{"POST", subscription + "/rotate-secret", nil},
+		{"POST", subscription + "/test", nil},
+		{"POST", subscription + "/replay", object{"since": "2024-01-01T00:00:00Z"}},
+		{"POST", subscription + "/deactivate", nil},
+		{"GET", "/v1/replays/" + h.replay, nil},
+		{"DELETE", "/v1/replays/" + h.replay, nil},
+		{"GET", "/v1/deliveries?subscription_id=" + h.subscription, nil},
+		{"GET", "/v1/deliveries/" + h.delivery, nil},
+		{"POST", "/v1/deliveries/" + h.delivery + "/retry", nil},
+		{"GET", "/v1/events/" + h.event, nil},
+		{"GET", "/v1/events/" + h.event + "/explain?subscription_id=" + h.subscription, nil},
+		{"GET", "/v1/events/" + h.quarantined, nil},
+		{"POST", "/v1/quarantine/" + h.quarantined + "/release", nil},
+		{"GET", "/v1/accounts/acme", nil},
+		{"PUT", "/v1/accounts/acme", object{"limit": 1}},
+		{"DELETE", "/v1/accounts/acme", nil},
+		{"DELETE", subscription, nil},
+	}
+}
+
+// lists are the routes that take ?account_id=.
+func lists() []string {
+	return []string{"/v1/subscriptions", "/v1/deliveries", "/v1/events", "/v1/quarantine"}
+}
+
+func TestOthersThingsAreNotFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	have := b.things(t)
+	before := b.must(t, 200, b.acme, "GET", "/v1/subscriptions/"+have.subscription, nil)
+	for _, r := range have.routes() {
+		b.mustFail(t, 404, "", "not_found", b.evil, r.method, r.path, r.body)
+	}
+	for _, path := range lists() {
+		b.mustFail(t, 404, "", "not_found", b.evil, "GET", path+"?account_id=acme", nil)
+		if got := b.must(t, 200, b.evil, "GET", path, nil); len(ids(got)) != 0 {
+			t.Errorf("%s: evil sees %v", path, got)
+		}
+		if got := b.must(t, 200, b.acme, "GET", path+"?account_id=acme", nil); len(ids(got)) != 1 {
+			t.Errorf("%s: acme sees %v", path, got)
+		}
+		if got := b.must(t, 200, b.admin, "GET", path+"?account_id=acme", nil); len(ids(got)) != 1 {
+			t.Errorf("%s: admin sees %v of acme", path, got)
+		}
+		if got := b.must(t, 200, b.admin, "GET", path+"?account_id=evil", nil); len(ids(got)) != 0 {
+			t.Errorf("%s: admin sees %v of evil", path, got)
+		}
+	}
+	if after := b.must(t, 200, b.acme, "GET", "/v1/subscriptions/"+have.subscription, nil); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("evil has changed %v to %v", before, after)
+	}
+}
+
+func TestUnknownIDs(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	have := b.things(t)
+	otherInstallation := have.event[:len(have.event)-8] + "00000000"
+	for _, bad := range []string{"x", "sub_", "sub_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b", strings.ToUpper(have.subscription), have.delivery + "0", "evt_" + strings.Repeat("f", 40), "evt_" + strings.Repeat("0", 40), otherInstallation, "a%20b", "%F0%9F%92%A9"} {
+		for _, r := range (things{bad, bad, bad, bad, bad}).routes() {
+			if strings.Contains(r.path, "/accounts/") {
+				continue
+			}
+			b.mustFail(t, 404, "", "not_found", b.admin, r.method, r.path, r.body)
+		}
+	}
+	b.mustFail(t, 400, "", "unreadable", b.admin, "GET", "/v1/subscriptions/%00", nil)
+	b.mustFail(t, 400, "", "unreadable", b.admin, "GET", "/v1/deliveries?recipient=%00", nil)
+	b.mustFail(t, 400, "", "unreadable", b.admin, "GET", "/v1/events?recipient=%ff", nil)
+}
+
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	have := b.things(t)
+	all := append(have.routes(), route{"GET", "/v1/event-types", nil}, route{"POST", "/v1/subscriptions", subscription(nil)})
+	for _, path := range lists() {
+		all = append(all, route{"GET", path, nil})
+	}
+	unknown, _ := db.NewAPIKey()
+	for _, r := range all {
+		for _, key := range []string{"", "x", "mhk_", unknown, b.acme + "x", strings.ToUpper(b.acme)} {
+			b.mustFail(t, 401, "", "unauthorized", key, r.method, r.path, r.body)
+		}
+	}
+	r := b.send(t, "", "GET", "/v1/events", nil)
+	if r.header.Get("WWW-Authenticate") != "Bearer" {
+		t.Error(r.header)
+	}
+}
+
+// TestEveryRouteWorks walks all routes with the keys that may.
+func TestEveryRouteWorks(t *testing.T) {
+	t.Parallel()
+	for name, adminOnly := range map[string]bool{"account": false, "admin": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			key := b.acme
+			if adminOnly {
+				key = b.admin
+			}
+			for _, r := range b.things(t).routes() {
+				want := 200
+				switch {
+				case strings.HasSuffix(r.path, "/test"):
+					want = 504
+				case strings.HasSuffix(r.path, "/retry"):
+					want = 409 // deactivated before
+				case r.method == "POST" && strings.HasSuffix(r.path, "/replay"):
+					want = 202
+				case strings.Contains(r.path, "/accounts/") && r.method != "GET" && !adminOnly:
+					want = 403
+				case strings.HasSuffix(r.path, "/accounts/acme") && r.method == "DELETE":
+					want = 204
+				case r.method == "DELETE" && strings.Contains(r.path, "/subscriptions/"):
+					want = 204
+					if adminOnly {
+						want = 404 // gone with its account
+					}
+				}
+				b.must(t, want, key, r.method, r.path, r.body)
+			}
+		})
+	}
+}
+
+func TestOpenAPI(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	r := b.send(t, "", "GET", "/openapi.json", nil)
+	if r.status != 200 || r.body["openapi"] != "3.1.0" {
+		t.Fatal(r.status, r.text[:100])
+	}
+	var got []string
+	for path, methods := range r.body["paths"].(object) {
+		for method := range methods.(object) {
+			got = append(got, strings.ToUpper(method)+" "+path)
+		}
+	}
+	want := []string{
+		"DELETE /v1/accounts/{id}", "DELETE /v1/replays/{id}", "DELETE /v1/subscriptions/{id}",
+		"GET /v1/accounts/{id}", "GET /v1/deliveries", "GET /v1/deliveries/{id}", "GET /v1/event-types", "GET /v1/events", "GET /v1/events/{id}",
+		"GET /v1/events/{id}/explain", "GET /v1/quarantine", "GET /v1/replays/{id}", "GET /v1/subscriptions", "GET /v1/subscriptions/{id}",
+		"PATCH /v1/subscriptions/{id}",
+		"POST /v1/deliveries/{id}/retry", "POST /v1/quarantine/{id}/release", "POST /v1/subscriptions", "POST /v1/subscriptions/{id}/deactivate",
+		"POST /v1/subscriptions/{id}/pause", "POST /v1/subscriptions/{id}/replay", "POST /v1/subscriptions/{id}/resume",
+		"POST /v1/subscriptions/{id}/rotate-secret", "POST /v1/subscriptions/{id}/test", "PUT /v1/accounts/{id}",
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	for _, text := range []string{`"Problem"`, "application/problem+json", "application/merge-patch+json", `"bearer"`} {
+		if !strings.Contains(r.text, text) {
+			t.Errorf("without %s", text)
+		}
+	}
+	for _, text := range []string{"ErrorModel", "$schema"} {
+		if strings.Contains(r.text, text) {
+			t.Errorf("with %s", text)
+		}
+	}
+	for name := range r.body["components"].(object)["schemas"].(object) {
+		if !strings.Contains(r.text, "#/components/schemas/"+name+`"`) {
+			t.Errorf("%s is not used", name)
+		}
+	}
+	for i, rest := range strings.Split(r.text, `"#/components/schemas/`) {
+		name, _, _ := strings.Cut(rest, `"`)
+		if _, ok := r.body["components"].(object)["schemas"].(object)[name]; i > 0 && !ok {
+			t.Errorf("%s is not there", name)
+		}
+	}
+}
+
+func TestUnknownRoutes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, path := range []string{"/", "/v1", "/v1/nope", "/docs", "/schemas/Problem.json", "/v1/subscriptions/a/b/c"} {
+		b.mustFail(t, 404, "", "not_found", b.acme, "GET", path, nil)
+	}
+	b.mustFail(t, 405, "", "method_not_allowed", b.acme, "PUT", "/v1/subscriptions", object{})
+	if r := b.send(t, b.acme, "DELETE", "/v1/subscriptions", nil); r.header.Get("Allow") != "GET, POST" {
+		t.Error(r.header)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	var broken atomic.Bool
+	b := setup(t, func(c *Config) {
+		c.Ready = func() error {
+			if broken.Load() {
+				return errors.New("the dispatch loop stands still")
+			}
+			return nil
+		}
+		c.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "a_metric 1") })
+	})
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		r := b.send(t, "", "GET", path, nil)
+		if r.status != 200 || r.header.Get("X-Content-Type-Options") != "nosniff" || r.header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d %v %s", path, r.status, r.header, r.text)
+		}
+	}
+	broken.Store(true)
+	b.mustFail(t, 503, "", "unavailable", "", "GET", "/readyz", nil)
+	broken.Store(false)
+	b.Exec(t, "UPDATE mailhook.goose_db_version SET version_id = version_id + 1000 WHERE version_id = (SELECT max(version_id) FROM mailhook.goose_db_version)")
+	b.mustFail(t, 503, "", "unavailable", "", "GET", "/readyz", nil)
+	b.must(t, 200, "", "GET", "/healthz", nil)
+}
+
+func TestFailuresOfOursAreNotTold(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.Exec(t, "DROP TABLE mailhook.replays")
+	b.mustFail(t, 500, "", "internal", b.admin, "GET", "/v1/replays/rpl_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b", nil)
+	if r := b.send(t, b.admin, "GET", "/v1/replays/rpl_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b", nil); strings.Contains(r.text, "mailhook.replays") {
+		t.Error(r.text)
+	}
+	if !strings.Contains(b.logs.String(), "mailhook.replays") {
+		t.Error("the log does not say what is broken")
+	}
+	b.logs.Reset()
+}
+
+func TestWhatIsToldAboutABadRequestIsBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var body strings.Builder
+	for i := range 50_000 {
+		fmt.Fprintf(&body, `"f%d":1,`, i)
+	}
+	for _, text := range []string{body.String() + `"x":1`, `"` + strings.Repeat("é", 400_000) + `":1`} {
+		if r := b.send(t, b.acme, "POST", "/v1/subscriptions", "{"+text+"}"); r.status != 422 || len(r.text) > 5000 {
+			t.Errorf("%d, %d bytes", r.status, len(r.text))
+		}
+	}
+}

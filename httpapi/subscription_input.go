@@ -1,0 +1,274 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"mailhook/db"
+)
+
+// Bounds of the settings of a subscription, where huma's tags do not state them.
+const (
+	minTimeout        = time.Second
+	maxTimeout        = time.Minute
+	minRetryDelay     = time.Second
+	maxRetryDelay     = 24 * time.Hour
+	maxRetries        = 50
+	maxFilterBytes    = 1000
+	maxNameBytes      = 800 // 200 characters
+	maxAccountIDBytes = 1000
+)
+
+// SubscriptionInput is what may be set at create and changed by PATCH.
+type SubscriptionInput struct {
+	Name               optional[string]        `json:"name,omitempty" maxLength:"200" doc:"For people."`
+	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
+	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
+	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
+	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
+	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
+	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
+	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
+	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+}
+
+type channelInput struct {
+	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
+	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
+	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
+}
+
+type filtersInput struct {
+	SendingDomain optional[[]string] `json:"sending_domain,omitempty" maxItems:"200"`
+	SendingNode   optional[[]string] `json:"sending_node,omitempty" maxItems:"200"`
+	Bridge        optional[[]string] `json:"bridge,omitempty" maxItems:"200"`
+	DedicatedIP   optional[[]string] `json:"dedicated_ip,omitempty" maxItems:"200" doc:"IP addresses; they compare by value."`
+}
+
+// A RetrySchedule is the name of a preset or, where that is empty, a list of delays.
+type RetrySchedule struct {
+	Preset string
+	Delays []string
+}
+
+// MarshalJSON writes the name or the list.
+func (r RetrySchedule) MarshalJSON() ([]byte, error) {
+	if r.Preset != "" {
+		return json.Marshal(r.Preset)
+	}
+	return json.Marshal(r.Delays)
+}
+
+// UnmarshalJSON reads the name or the list.
+func (r *RetrySchedule) UnmarshalJSON(text []byte) error {
+	if len(text) > 0 && text[0] == '"' {
+		return json.Unmarshal(text, &r.Preset)
+	}
+	return json.Unmarshal(text, &r.Delays)
+}
+
+// Schema is either of the two.
+func (RetrySchedule) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Description: "The delay after each failure: standard, svix, mailjet, or 1 to 50 delays of 1s to 24h. Default: standard.",
+		Examples:    []any{"standard", []string{"30s", "5m"}},
+		OneOf: []*huma.Schema{
+			{Type: huma.TypeString},
+			{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}},
+		},
+	}
+}
+
+// defaultSubscription has the default of every setting; the URL and the event types have none.
+func defaultSubscription() db.Subscription {
+	preset := db.RetryPresets()[0]
+	return db.Subscription{
+		Status:        "active",
+		ChannelType:   "web",
+		Format:        "standard",
+		RetryPreset:   &preset.Name,
+		RetrySchedule: preset.Schedule,
+		RetryJitter:   preset.Jitter,
+		Timeout:       15 * time.Second,
+		MaxInFlight:   32,
+	}
+}
+
+// apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
+// not name was checked when it was set.
+func (s *server) apply(in SubscriptionInput, to *db.Subscription) []FieldError {
+	byDefault := defaultSubscription()
+	to.Name = in.Name.pick(to.Name, "")
+	found := checkText("name", to.Name, maxNameBytes)
+	found = append(found, s.applyChannel(in.Channel, to)...)
+	found = append(found, applyEventTypes(in.EventTypes, to)...)
+	found = append(found, applyFilters(in.Filters, to)...)
+	to.Format = in.Format.pick(to.Format, byDefault.Format)
+	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
+	found = append(found, applyTimeout(in.Timeout, to)...)
+	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
+	if in.RateLimitPerSecond.set {
+		to.RateLimitPerSecond = nil
+		if in.RateLimitPerSecond.isValue() {
+			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
+		}
+	}
+	return found
+}
+
+func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) []FieldError {
+	channel := in.value
+	if in.null { // everything in it back to its default
+		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
+		to.ChannelType = "web"
+	}
+	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
+	to.URL = channel.URL.pick(to.URL, "")
+	var found []FieldError
+	switch {
+	case to.URL == "" || channel.URL.null:
+		found = append(found, FieldError{"channel.url", "required", "is required"})
+	case channel.URL.set:
+		if err := s.config.checkURL(to.URL); err != nil {
+			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
+		}
+	}
+	return append(found, s.applyHeaders(channel.Headers, to)...)
+}
+
+// applyHeaders replaces all headers: this process does not open what it has sealed, so it cannot merge.
+func (s *server) applyHeaders(in optional[map[string]string], to *db.Subscription) []FieldError {
+	if !in.set {
+		return nil
+	}
+	to.HeaderNames, to.HeadersSealed, to.HeadersKeyID = []string{}, nil, nil
+	if len(in.value) == 0 {
+		return nil
+	}
+	if found := checkHeaders("channel.headers", in.value); len(found) > 0 {
+		return found
+	}
+	text, err := json.Marshal(in.value)
+	if err != nil {
+		panic(err) // strings
+	}
+	keyID := s.config.Keyring.KeyID()
+	to.HeaderNames = slices.Sorted(maps.Keys(in.value))
+	to.HeadersSealed, to.HeadersKeyID = s.config.Keyring.Seal(to.ID, text), &keyID
+	return nil
+}
+
+func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {
+	if in.set || len(to.EventTypes) == 0 {
+		to.EventTypes, found = checkEventTypes("event_types", in.value)
+	}
+	if !in.isValue() && len(found) > 0 {
+		return []FieldError{{"event_types", "required", "is required"}}
+	}
+	return found
+}
+
+func applyFilters(in optional[filtersInput], to *db.Subscription) (found []FieldError) {
+	none := optional[[]string]{set: true, null: true}
+	filters := in.value
+	if in.null {
+		filters = filtersInput{none, none, none, none}
+	}
+	for _, f := range []struct {
+		name string
+		in   optional[[]string]
+		to   *[]string
+		each func(string) (string, string)
+	}{
+		{"sending_domain", filters.SendingDomain, &to.FilterSendingDomain, asIs}, // the database lowers the case
+		{"sending_node", filters.SendingNode, &to.FilterSendingNode, asIs},
+		{"bridge", filters.Bridge, &to.FilterBridge, asIs},
+		{"dedicated_ip", filters.DedicatedIP, &to.FilterDedicatedIp, address},
+	} {
+		if f.in.set {
+			*f.to = []string{}
+			found = append(found, applyFilter("filters."+f.name, f.in.value, f.to, f.each)...)
+		}
+	}
+	return found
+}
+
+func applyFilter(field string, values []string, to *[]string, each func(string) (text, fault string)) (found []FieldError) {
+	for i, value := range values {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		if value == "" {
+			found = append(found, FieldError{at, "too_short", "must not be empty"})
+			continue
+		}
+		found = append(found, checkText(at, value, maxFilterBytes)...)
+		text, fault := each(value)
+		if fault != "" {
+			found = append(found, FieldError{at, "invalid_address", fault})
+		}
+		*to = append(*to, text)
+	}
+	*to = unique(*to)
+	return found
+}
+
+func asIs(value string) (string, string) { return value, "" }
+
+// address takes an address, or the prefix of a single one; the database writes it as host() does.
+func address(value string) (text, fault string) {
+	if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
+		return prefix.Addr().String(), ""
+	}
+	addr, err := netip.ParseAddr(value)
+	if err != nil || addr.Zone() != "" {
+		return "", "must be an IPv4 or IPv6 address"
+	}
+	return addr.String(), ""
+}
+
+func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []FieldError {
+	if !in.set {
+		return nil
+	}
+	if in.null {
+		in.value.Preset = db.DefaultRetryPreset
+	}
+	if in.value.Delays != nil {
+		return applyDelays(in.value.Delays, to)
+	}
+	preset, ok := db.FindRetryPreset(in.value.Preset)
+	if !ok {
+		return []FieldError{{"retry_schedule", "not_allowed", "must be standard, svix, mailjet or a list of delays"}}
+	}
+	to.RetryPreset, to.RetrySchedule, to.RetryJitter, to.SuspendWhenExhausted = &preset.Name, preset.Schedule, preset.Jitter, preset.SuspendWhenExhausted
+	return nil
+}
+
+func applyDelays(delays []string, to *db.Subscription) (found []FieldError) {
+	if len(delays) < 1 || len(delays) > maxRetries {
+		return []FieldError{{"retry_schedule", "out_of_range", fmt.Sprintf("must have 1 to %d delays", maxRetries)}}
+	}
+	schedule := make([]time.Duration, len(delays))
+	for i, text := range delays {
+		delay, wrong := checkDuration(fmt.Sprintf("retry_schedule[%d]", i), text, minRetryDelay, maxRetryDelay)
+		schedule[i] = delay
+		found = append(found, wrong...)
+	}
+	to.RetryPreset, to.RetrySchedule, to.RetryJitter, to.SuspendWhenExhausted = nil, schedule, db.DefaultRetryJitter, false
+	return found
+}
+
+func applyTimeout(in optional[string], to *db.Subscription) (found []FieldError) {
+	switch {
+	case in.null:
+		to.Timeout = defaultSubscription().Timeout
+	case in.set:
+		to.Timeout, found = checkDuration("timeout", in.value, minTimeout, maxTimeout)
+	}
+	return found
+}

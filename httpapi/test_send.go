@@ -1,0 +1,119 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+
+	"mailhook/db"
+)
+
+// testPoll is how often a waiting test send is looked at.
+const testPoll = 50 * time.Millisecond
+
+// withdrawWithin bounds the one statement that takes a test send back.
+const withdrawWithin = 5 * time.Second
+
+// A TestResult is what came of a test send.
+type TestResult struct {
+	StatusCode      *int16 `json:"status_code" doc:"null when there was no answer."`
+	DurationMS      *int32 `json:"duration_ms"`
+	Outcome         string `json:"outcome" example:"ok"`
+	ResponseExcerpt string `json:"response_excerpt"`
+}
+
+type testSendRequest struct {
+	ID   string `path:"id" doc:"sub_…"`
+	Body *struct {
+		EventType optional[string] `json:"event_type,omitempty" doc:"Default: one that the subscription gets."`
+	} `nameHint:"TestSendBody"`
+}
+
+type testSendResponse struct{ Body TestResult }
+
+func (s *server) addTestSend(api huma.API) {
+	register(s, api, huma.Operation{
+		OperationID: "test-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/test", Tags: []string{"subscriptions"},
+		Summary:     "Send a test event",
+		Description: "A worker sends a sample, ahead of all else and in any status, and never again. It counts nowhere; the envelope has \"test\": true.",
+		Errors:      []int{http.StatusGatewayTimeout},
+	}, s.testSend)
+}
+
+func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) (*testSendResponse, error) {
+	row, err := s.findSubscription(ctx, who, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	eventType, err := s.testEventType(ctx, in, row)
+	if err != nil {
+		return nil, err
+	}
+	var id uuid.UUID
+	err = s.inTx(ctx, func(q *db.Queries) (err error) {
+		if id, err = q.InsertTestDelivery(ctx, db.InsertTestDeliveryParams{SubscriptionID: row.ID, EventType: eventType}); err != nil {
+			return err
+		}
+		return q.NotifyWorkers(ctx, "test")
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask for a test send: %w", err)
+	}
+	result, err := s.awaitTest(ctx, id, row.Timeout)
+	if err != nil {
+		// Nobody waits for it any more. What a worker has taken, it sends.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawWithin)
+		defer cancel()
+		s.queries.WithdrawTestDelivery(ctx, id) //nolint:errcheck // workers remove it after an hour
+		return nil, err
+	}
+	return &testSendResponse{result}, nil
+}
+
+// testEventType is the type asked for, or one that the subscription gets.
+func (s *server) testEventType(ctx context.Context, in *testSendRequest, row db.Subscription) (string, error) {
+	if in.Body != nil && in.Body.EventType.isValue() {
+		if !validEventType(in.Body.EventType.value) {
+			return "", invalid(invalidEventType("event_type"))
+		}
+		return in.Body.EventType.value, nil
+	}
+	if row.EventTypes[0] == "*" {
+		return "email.delivered", nil
+	}
+	eventType, err := s.queries.ConcreteEventType(ctx, row.EventTypes[0])
+	if err != nil {
+		return "", fmt.Errorf("choose event type: %w", err)
+	}
+	return eventType, nil
+}
+
+// awaitTest polls until a worker has sent it. The row is the only thing that API and worker share.
+func (s *server) awaitTest(ctx context.Context, id uuid.UUID, timeout time.Duration) (TestResult, error) {
+	ticker := time.NewTicker(testPoll)
+	defer ticker.Stop()
+	begun := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return TestResult{}, ctx.Err()
+		case <-ticker.C:
+		}
+		row, err := s.queries.GetTestDelivery(ctx, id)
+		waited := time.Since(begun)
+		switch {
+		case err != nil:
+			return TestResult{}, fmt.Errorf("read test send: %w", err)
+		case row.IsEnded:
+			return TestResult{row.StatusCode, row.DurationMS, valueOf(row.Outcome), excerptText(row.ResponseExcerpt)}, nil
+		case !row.IsLeased && waited >= s.config.NoWorkerAfter:
+			return TestResult{}, fail(codeNoWorker, "no worker took the test send: is one running?")
+		case waited >= timeout+s.config.TestWait:
+			return TestResult{}, fail(codeNoWorker, "the worker that took the test send did not finish it")
+		}
+	}
+}

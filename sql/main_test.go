@@ -1,0 +1,9 @@
+package sql_test
+
+import (
+	"testing"
+
+	"mailhook/db/dbtest"
+)
+
+func TestMain(m *testing.M) { dbtest.Main(m) }
