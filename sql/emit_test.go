@@ -325,7 +325,14 @@ func TestEmitSafeInEveryTransaction(t *testing.T) {
 		t.Errorf("%d failures are counted", got)
 	}
 	host.exec(t, "BEGIN READ ONLY; SELECT mailhook.emit_safe('email.sent'); SELECT mailhook.emit_many_safe('[]'); COMMIT")
-	if n := len(host.notices); n != 3 {
+	// Nor does it fail when counting fails.
+	locker := connect(t, d, nil).begin(t)
+	if _, err := locker.Exec(t.Context(), "ALTER SEQUENCE mailhook.emit_failures CACHE 1"); err != nil {
+		t.Fatal(err)
+	}
+	host.exec(t, "SELECT mailhook.emit_safe('Bad')")
+	rollback(t, locker)
+	if n := len(host.notices); n != 4 {
 		t.Errorf("%d warnings", n)
 	}
 	if n := one[int64](t, host, "SELECT count(*) FROM mailhook.outbox"); n != 0 {

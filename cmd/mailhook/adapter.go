@@ -8,53 +8,27 @@ import (
 	"mailhook/sql"
 )
 
-// adapterCommand has a subcommand for each host, for flags are only read before the first argument.
 func adapterCommand() *cli.Command {
-	uninstall := func() []cli.Flag {
-		return []cli.Flag{&cli.BoolFlag{
-			Name: "uninstall", EnvVars: []string{"MAILHOOK_ADAPTER_UNINSTALL"}, Usage: "print the SQL that removes the triggers",
-		}}
-	}
-	command := &cli.Command{
+	return &cli.Command{
 		Name:      "adapter",
 		Usage:     "print the triggers that make a host's own tables emit events, to review and run with psql",
 		ArgsUsage: "HOST",
-		UsageText: `mailhook adapter HOST [--uninstall]
+		Description: `   mailhook adapter listmonk | psql -v ON_ERROR_STOP=1 "$MAILHOOK_DATABASE_URL"
 
-   mailhook adapter listmonk | psql -v ON_ERROR_STOP=1 "$MAILHOOK_DATABASE_URL"`,
-		Flags: uninstall(),
+Hosts: ` + fmt.Sprint(sql.Adapters()),
+		Flags: []cli.Flag{&cli.BoolFlag{
+			Name: "uninstall", EnvVars: []string{"MAILHOOK_ADAPTER_UNINSTALL"}, Usage: "print the SQL that removes the triggers",
+		}},
 		Action: func(c *cli.Context) error {
-			if !c.Args().Present() {
-				return cli.ShowSubcommandHelp(c)
+			if c.NArg() != 1 {
+				return usagef("name one host of %v: mailhook adapter HOST [--uninstall]", sql.Adapters())
 			}
-			_, err := sql.Adapter(c.Args().First(), false)
-			return usageError{err}
+			text, err := sql.Adapter(c.Args().First(), c.Bool("uninstall"))
+			if err != nil {
+				return usageError{err}
+			}
+			_, err = fmt.Fprint(c.App.Writer, text)
+			return err
 		},
 	}
-	for _, host := range sql.Adapters() {
-		command.Subcommands = append(command.Subcommands, &cli.Command{
-			Name:   host,
-			Usage:  "print the triggers for " + host,
-			Flags:  uninstall(),
-			Action: func(c *cli.Context) error { return printAdapter(c, host) },
-		})
-	}
-	return command
-}
-
-// printAdapter takes --uninstall before the host's name as well as after it.
-func printAdapter(c *cli.Context, host string) error {
-	if c.Args().Present() {
-		return usagef("adapter %s takes no argument, but got %q", host, c.Args().First())
-	}
-	remove := false
-	for _, level := range c.Lineage() {
-		remove = remove || level.Bool("uninstall")
-	}
-	text, err := sql.Adapter(host, remove)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprint(c.App.Writer, text)
-	return err
 }

@@ -53,7 +53,7 @@ func printer(out io.Writer, secret string, failRate float64) http.Handler {
 				status = http.StatusInternalServerError
 			}
 			mu.Lock()
-			fmt.Fprintf(out, "%s  answered %d, %s\n%s\n", r.At.Format("15:04:05.000"), status, verdict, r.Body) //nolint:errcheck // a closed pipe ends nothing here
+			fmt.Fprintf(out, "%s  answered %d, %s\n%s\n", r.At.Format("15:04:05.000"), status, verdict, r.Body)
 			mu.Unlock()
 			w.WriteHeader(status)
 		},

@@ -68,7 +68,7 @@ func migrate(c *cli.Context, f func(url string) ([]db.MigrationStep, error)) err
 		if s.Applied {
 			state = "applied"
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\n", s.Version, s.Name, state) //nolint:errcheck // Flush tells
+		fmt.Fprintf(w, "%d\t%s\t%s\n", s.Version, s.Name, state)
 	}
 	return w.Flush()
 }

@@ -110,7 +110,7 @@ func (s *status) print(out io.Writer) error {
 	if !s.DeliveryEnabled {
 		delivery = "OFF (mailhook delivery on)"
 	}
-	fmt.Fprintf(w, "delivery\t%s\n", delivery) //nolint:errcheck // Flush tells
+	fmt.Fprintf(w, "delivery\t%s\n", delivery)
 	fmt.Fprintf(w, "undispatched\t%d\toldest %v\n", s.Undispatched, time.Duration(s.OldestUndispatchedSeconds*float64(time.Second)).Round(time.Millisecond))
 	for _, line := range []struct {
 		name  string

@@ -127,13 +127,13 @@ func newRegistry() *prometheus.Registry {
 // workerHandler answers for a worker's health: healthz that the process lives, readyz that its loops make progress.
 func workerHandler(w *worker.Worker, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprintln(out, "ok") }) //nolint:errcheck // the client is gone
+	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprintln(out, "ok") })
 	mux.HandleFunc("GET /readyz", func(out http.ResponseWriter, _ *http.Request) {
 		if err := w.Ready(); err != nil {
 			http.Error(out, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(out, "ok") //nolint:errcheck // the client is gone
+		fmt.Fprintln(out, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	return mux
@@ -156,7 +156,7 @@ func serveHTTP(ctx context.Context, log *slog.Logger, address string, handler ht
 		defer cancel()
 		stopped <- server.Shutdown(grace)
 	}()
-	if err := server.Serve(listener); err != http.ErrServerClosed { //nolint:errorlint // answered bare
+	if err := server.Serve(listener); err != http.ErrServerClosed {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return <-stopped

@@ -19,7 +19,7 @@ func TestServerDiesWithKilledParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = lives.Close() }()
-	parent := exec.Command(os.Args[0]) //nolint:gosec // ourselves
+	parent := exec.Command(os.Args[0])
 	parent.Env = append(os.Environ(), parentEnv+"="+filepath.Join(publicDir(t), "data"))
 	parent.ExtraFiles = []*os.File{held}
 	parent.Stderr = os.Stderr

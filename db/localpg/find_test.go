@@ -77,10 +77,10 @@ func TestMissingBinariesAreOneLine(t *testing.T) {
 
 func writeExecutable(t *testing.T, path string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // like an installed one
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, nil, 0o755); err != nil { //nolint:gosec // has to be executable
+	if err := os.WriteFile(path, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -167,7 +167,7 @@ func (s *Server) firstStart(ctx context.Context) error {
 	}
 	for attempt := 1; ; attempt++ {
 		var err error
-		if s.port, err = freePort(); err != nil {
+		if s.port, err = freePort(ctx); err != nil {
 			return err
 		}
 		err = s.launch(ctx)
@@ -271,11 +271,11 @@ func (s *Server) discard() error {
 // freePort returns a port nobody listens on. It lies below the ranges from
 // which Linux (32768 up) and macOS (49152 up) number outgoing connections, so
 // that none of those takes it between a stop and a restart.
-func freePort() (int, error) {
+func freePort(ctx context.Context) (int, error) {
 	var failed error
 	for range 20 {
 		port := 20000 + mathrand.IntN(12768) //nolint:gosec // against collisions, not a secret
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err == nil {
 			return port, l.Close()
 		}

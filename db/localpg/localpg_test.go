@@ -297,7 +297,7 @@ func publicDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // that is its purpose
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -309,11 +309,11 @@ func copyTestBinary(t *testing.T, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := os.ReadFile(self) //nolint:gosec // our own path
+	code, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(to, code, 0o755); err != nil { //nolint:gosec // others have to run it
+	if err := os.WriteFile(to, code, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
