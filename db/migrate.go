@@ -131,6 +131,7 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 	}
 	config.RuntimeParams["search_path"] = "pg_catalog"
 	config.RuntimeParams["client_min_messages"] = "warning"
+	config.RuntimeParams["standard_conforming_strings"] = "on"
 	lock, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)

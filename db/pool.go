@@ -16,6 +16,10 @@ type Role struct {
 	// IndexOnly keeps the planner from scanning whole tables. For the worker: all of its statements have an index for
 	// every step, and the statistics of tables that fill and empty in seconds mislead the planner.
 	IndexOnly bool
+	// GenericPlans plans a statement once for a session, not for each call. For dispatch alone: its plan leaves no choice
+	// (each step has one index), and planning was four fifths of its time. A claim has a choice that a plan made on an
+	// empty table gets wrong.
+	GenericPlans bool
 	// AsyncCommit lets a commit return before it is on disk. For the worker: what a crash of the database
 	// takes back is done again with the same ids (P3), and nothing is lost, because the host's commit is on disk.
 	AsyncCommit bool
@@ -67,11 +71,14 @@ func Connect(ctx context.Context, url string, role Role) (*pgx.Conn, error) {
 }
 
 // pin uses set_config and not startup parameters: poolers refuse those they do not know.
-// force_custom_plan: a generic plan cached while a table was empty made a claim of 360 ms out of 8.
+// force_custom_plan elsewhere: a generic plan cached while a table was empty made a claim of 360 ms out of 8.
 func (r Role) pin(ctx context.Context, conn *pgx.Conn) error {
-	synchronous, scans := "on", "on"
+	synchronous, scans, plans := "on", "on", "force_custom_plan"
 	if r.AsyncCommit {
 		synchronous = "off"
+	}
+	if r.GenericPlans {
+		plans = "force_generic_plan"
 	}
 	if r.IndexOnly {
 		scans = "off"
@@ -80,10 +87,10 @@ func (r Role) pin(ctx context.Context, conn *pgx.Conn) error {
 		SELECT set_config(name, value, false) FROM unnest(
 			ARRAY['application_name', 'default_transaction_isolation', 'default_transaction_read_only', 'search_path', 'TimeZone',
 				'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'plan_cache_mode', 'jit', 'synchronous_commit',
-				'enable_seqscan', 'enable_bitmapscan'],
-			ARRAY[$1, 'read committed', 'off', 'pg_catalog', 'UTC', $2, '5s', '30s', 'force_custom_plan', 'off', $3, $4, $4]
+				'enable_seqscan', 'enable_bitmapscan', 'standard_conforming_strings'],
+			ARRAY[$1, 'read committed', 'off', 'pg_catalog', 'UTC', $2, '5s', '30s', $5, 'off', $3, $4, $4, 'on']
 		) AS settings (name, value)`,
-		r.Name, fmt.Sprint(r.StatementTimeout.Milliseconds()), synchronous, scans)
+		r.Name, fmt.Sprint(r.StatementTimeout.Milliseconds()), synchronous, scans, plans)
 	if err != nil {
 		return fmt.Errorf("pin session settings: %w", err)
 	}

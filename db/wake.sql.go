@@ -10,11 +10,11 @@ import (
 )
 
 const arm = `-- name: Arm :one
-SELECT (CASE WHEN i.notify_enabled THEN setval('mailhook.wakeup', 1) ELSE 0 END = 1)::boolean AS armed
+SELECT (setval('mailhook.wakeup', CASE WHEN i.notify_enabled THEN 1 ELSE 0 END) = 1)::boolean AS armed
 FROM mailhook.installation AS i
 `
 
-// Arm asks the trigger on outbox to notify. False where the installation has notifications off.
+// Arm asks the trigger on outbox to notify; where the installation has notifications off it makes sure that it does not.
 func (q *Queries) Arm(ctx context.Context) (bool, error) {
 	row := q.db.QueryRow(ctx, arm)
 	var armed bool

@@ -27,7 +27,7 @@ type Config struct {
 	MaxBodyBytes int64
 	// BatchRows bounds the outbox rows of one dispatch.
 	BatchRows int
-	// Connections is the size of the pool; one more session listens.
+	// Connections is how many sessions work, one of them for dispatch alone; one more listens.
 	Connections int
 
 	// PollInterval is the longest a sleeping worker trusts notifications.

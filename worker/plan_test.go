@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -29,6 +30,39 @@ func (e *explainer) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 		return nil, err
 	}
 	return e.Pool.Query(ctx, "SELECT WHERE false")
+}
+
+// A genericExplainer asks for the generic plan: that of a prepared statement. EXPLAIN EXECUTE takes no parameters, so
+// that values go into the text.
+type genericExplainer struct{ explainer }
+
+func (e *genericExplainer) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	err := e.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+		if _, err := c.Exec(ctx, "DEALLOCATE ALL", pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+		if _, err := c.Exec(ctx, "PREPARE generic AS "+sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+		places := make([]string, len(args))
+		for i := range args {
+			places[i] = fmt.Sprintf("$%d", i+1)
+			if text, ok := args[i].([]byte); ok {
+				args[i] = string(text)
+			}
+		}
+		rows, err := c.Query(ctx, "EXPLAIN (COSTS OFF) EXECUTE generic ("+strings.Join(places, ", ")+")", append([]any{pgx.QueryExecModeSimpleProtocol}, args...)...)
+		if err != nil {
+			return err
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		e.plan = strings.Join(lines, "\n")
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.Pool.Query(ctx, "SELECT WHERE false", pgx.QueryExecModeSimpleProtocol)
 }
 
 // The plans of the two hot statements, in the states that have misled planners: never analysed, analysed while empty
@@ -62,21 +96,29 @@ func TestPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer pool.Close()
-			e := &explainer{Pool: pool}
-			q := db.New(e)
+			generic, err := db.Open(t.Context(), b.URL, db.Role{Name: "plans", IndexOnly: true, GenericPlans: true, StatementTimeout: callTimeout, MaxConns: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer generic.Close()
+			g := &genericExplainer{explainer{Pool: generic}}
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
-			if _, err := q.Dispatch(t.Context(), db.DispatchParams{
+			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
 				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, WorkerCount: 1, InFlight: inFlight,
 			}); err != nil {
 				t.Fatal(err)
 			}
-			forbid(t, "dispatch", e.plan, "outbox", "deliveries", "subscriptions", "subscription_event_types", "accounts", "subscription_health")
+			forbid(t, "dispatch", g.plan, "outbox", "deliveries", "subscriptions", "subscription_event_types", "accounts", "subscription_health")
 
-			if _, err := q.Claim(t.Context(), db.ClaimParams{FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, WorkerCount: 1, InFlight: inFlight}); err != nil {
+			e := &explainer{Pool: pool}
+			if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, WorkerCount: 1, InFlight: inFlight}); err != nil {
 				t.Fatal(err)
 			}
 			forbid(t, "claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
+			if !strings.Contains(g.plan, "$1") {
+				t.Errorf("this is not a generic plan:\n%s", g.plan)
+			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
 				t.Errorf("the claim sorts deliveries:\n%s", e.plan)
 			}

@@ -22,6 +22,9 @@ type Worker struct {
 	cfg  Config
 	pool *pgxpool.Pool
 	q    *db.Queries
+	// The dispatch loop has a session of its own, whose plans are generic.
+	dispatchPool *pgxpool.Pool
+	dispatchQ    *db.Queries
 
 	installation string
 	metrics      *metrics
@@ -45,16 +48,26 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	pool, err := db.Open(ctx, cfg.DatabaseURL, db.Role{
-		Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout, MaxConns: int32(cfg.Connections), //nolint:gosec // validated
-	})
+	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout}
+	role.MaxConns = int32(cfg.Connections) - 1 //nolint:gosec // validated
+	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
+	role.MaxConns, role.GenericPlans = 1, true
+	dispatchPool, err := db.Open(ctx, cfg.DatabaseURL, role)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
 	w := &Worker{
-		cfg:      cfg,
-		pool:     pool,
-		q:        db.New(pool),
+		cfg:  cfg,
+		pool: pool,
+		q:    db.New(pool),
+
+		dispatchPool: dispatchPool,
+		dispatchQ:    db.New(dispatchPool),
+
 		leases:   newLeases(),
 		client:   newClient(cfg),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
@@ -67,7 +80,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases)
 	w.cache = newSubscriptionCache(w.q, cfg.Keyring)
 	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
-		pool.Close()
+		w.Close()
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
 	return w, nil
@@ -77,6 +90,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 func (w *Worker) Close() {
 	w.metrics.unregister()
 	w.client.close()
+	w.dispatchPool.Close()
 	w.pool.Close()
 }
 

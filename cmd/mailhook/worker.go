@@ -54,7 +54,7 @@ func workerFlags() []cli.Flag {
 		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "deliveries held in memory, and so requests under way"},
 		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory"},
 		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
-		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "database connections of the pool; one more listens"},
+		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "database connections that work; one more listens"},
 		&cli.DurationFlag{Name: "poll-interval", EnvVars: []string{"MAILHOOK_POLL_INTERVAL"}, Value: d.PollInterval, Usage: "the longest a sleeping worker relies on notifications"},
 		&cli.DurationFlag{Name: "claim-interval", EnvVars: []string{"MAILHOOK_CLAIM_INTERVAL"}, Value: d.ClaimInterval, Usage: "how often due retries are looked for"},
 		&cli.DurationFlag{Name: "grace", EnvVars: []string{"MAILHOOK_GRACE"}, Value: d.Grace, Usage: "how long a stopping worker lets requests finish"},
