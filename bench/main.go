@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	defer b.pool.Close()
+	defer b.stop()
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
 	for _, r := range []struct {
 		name    string
@@ -70,6 +70,7 @@ func run(ctx context.Context) error {
 type bench struct {
 	url  string
 	pool *pgxpool.Pool
+	stop func() // the worker, then the pool
 
 	mu      sync.Mutex
 	arrived map[int64]time.Time // by the number in data
@@ -120,7 +121,14 @@ func (b *bench) startWorker(ctx context.Context, keyring *db.Keyring) error {
 	if err != nil {
 		return err
 	}
-	go w.Run(ctx) //nolint:errcheck // it ends with the process
+	running, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(running) }()
+	b.stop = func() {
+		cancel()
+		<-ended
+		b.pool.Close()
+	}
 	return nil
 }
 
