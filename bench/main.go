@@ -126,7 +126,7 @@ func (b *bench) startWorker(ctx context.Context, keyring *db.Keyring) error {
 	go func() { ended <- w.Run(running) }()
 	b.stop = func() {
 		cancel()
-		<-ended
+		<-ended //nolint:errcheck // the rows have been printed
 		b.pool.Close()
 	}
 	return nil

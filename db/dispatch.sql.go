@@ -108,13 +108,15 @@ quarantined AS (
   RETURNING id
 ),
 keyed AS (
-  INSERT INTO mailhook.dedupe_keys (account_id, dedupe_key, event_inserted_at, event_id)
-  SELECT c.account_id, c.dedupe_key, c.inserted_at, c.id
+  INSERT INTO mailhook.dedupe_keys AS k (account_id, dedupe_key, event_inserted_at, event_id)
+  SELECT DISTINCT ON (c.account_id, c.dedupe_key) c.account_id, c.dedupe_key, c.inserted_at, c.id
   FROM checked AS c
   WHERE c.dedupe_key IS NOT NULL
     AND c.refused IS NULL
   ORDER BY c.account_id, c.dedupe_key, c.id
-  ON CONFLICT DO NOTHING
+  ON CONFLICT (account_id, dedupe_key) DO UPDATE
+  SET event_inserted_at = excluded.event_inserted_at, event_id = excluded.event_id, seen_at = excluded.seen_at
+  WHERE k.seen_at < statement_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i)
   RETURNING event_id
 ),
 accepted AS MATERIALIZED (
@@ -128,14 +130,14 @@ logged AS (
   SELECT a.inserted_at, a.id, a.account_id, a.event_type, a.occurred_at, statement_timestamp(), a.recipient, a.message_id,
     a.campaign_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_ip, a.dedupe_key,
     CASE WHEN a.is_duplicate THEN coalesce((
-      -- The winner of an earlier statement, or, not yet visible, one of this batch.
-      SELECT mailhook.event_id(k.event_inserted_at, k.event_id)
-      FROM mailhook.dedupe_keys AS k
-      WHERE k.account_id = a.account_id AND k.dedupe_key = a.dedupe_key
-    ), (
+      -- The winner is one of this batch, not yet visible in the table, or that of an earlier statement.
       SELECT mailhook.event_id(w.inserted_at, w.id)
       FROM accepted AS w
       WHERE w.account_id = a.account_id AND w.dedupe_key = a.dedupe_key AND w.refused IS NULL AND NOT w.is_duplicate
+    ), (
+      SELECT mailhook.event_id(k.event_inserted_at, k.event_id)
+      FROM mailhook.dedupe_keys AS k
+      WHERE k.account_id = a.account_id AND k.dedupe_key = a.dedupe_key
     ), '') END,
     a.data
   FROM accepted AS a
@@ -262,7 +264,7 @@ type DispatchRow struct {
 // By number and by bytes; the first one always, however large.
 // ” counts as absent; bounce_type and message_class make the leaf type.
 // The limits, first the cheap ones. jsonb is asked only about the two spellings it is known to refuse.
-// In key order, so that two dispatchers wait for each other but never in a circle.
+// In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it.
 // Room: the worker's share of max_in_flight, and at most one second of a rate limit, less what it has in flight.

@@ -13,7 +13,15 @@ import (
 
 const advanceEventReplay = `-- name: AdvanceEventReplay :one
 WITH replay AS (
-  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at FROM mailhook.replays AS r WHERE r.id = $1::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+  -- What the rate allows since it last released, read under the lock: several workers do not add up.
+  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+    greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
+    EXISTS (
+      SELECT FROM mailhook.subscriptions AS s
+      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+  FROM mailhook.replays AS r
+  WHERE r.id = $1::uuid AND r.state = 'running'
+  FOR UPDATE SKIP LOCKED
 ),
 picked AS MATERIALIZED (
   SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id
@@ -31,7 +39,7 @@ picked AS MATERIALIZED (
     AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
     AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
   ORDER BY e.inserted_at, e.id
-  LIMIT $2::int
+  LIMIT (SELECT replay.allowance FROM replay)
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
@@ -50,21 +58,20 @@ removed AS (
 advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM inserted),
-    advanced_at = statement_timestamp(),
+    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
     after_inserted_at = coalesce((SELECT p.inserted_at FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_inserted_at),
     after_id = coalesce((SELECT p.id FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_id),
-    state = CASE WHEN (SELECT count(*) FROM picked) < $2::int THEN 'done' ELSE r.state END
+    state = CASE
+      WHEN NOT replay.may_release THEN 'cancelled'
+      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
+      ELSE r.state
+    END
   FROM replay
   WHERE r.id = replay.id
   RETURNING r.state
 )
 SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state
 `
-
-type AdvanceEventReplayParams struct {
-	ID      uuid.UUID
-	MaxRows int32
-}
 
 type AdvanceEventReplayRow struct {
 	Inserted int64
@@ -73,8 +80,8 @@ type AdvanceEventReplayRow struct {
 
 // AdvanceEventReplay makes new deliveries of the next events that the subscription matches today.
 // A replay of all stands for the dead letters of the same events as well.
-func (q *Queries) AdvanceEventReplay(ctx context.Context, arg AdvanceEventReplayParams) (AdvanceEventReplayRow, error) {
-	row := q.db.QueryRow(ctx, advanceEventReplay, arg.ID, arg.MaxRows)
+func (q *Queries) AdvanceEventReplay(ctx context.Context, id uuid.UUID) (AdvanceEventReplayRow, error) {
+	row := q.db.QueryRow(ctx, advanceEventReplay, id)
 	var i AdvanceEventReplayRow
 	err := row.Scan(&i.Inserted, &i.State)
 	return i, err
@@ -82,16 +89,24 @@ func (q *Queries) AdvanceEventReplay(ctx context.Context, arg AdvanceEventReplay
 
 const advanceExhaustedReplay = `-- name: AdvanceExhaustedReplay :one
 WITH replay AS (
-  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at FROM mailhook.replays AS r WHERE r.id = $1::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+  -- What the rate allows since it last released, read under the lock: several workers do not add up.
+  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+    greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
+    EXISTS (
+      SELECT FROM mailhook.subscriptions AS s
+      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+  FROM mailhook.replays AS r
+  WHERE r.id = $1::uuid AND r.state = 'running'
+  FOR UPDATE SKIP LOCKED
 ),
 picked AS MATERIALIZED (
   SELECT l.id, l.subscription_id, l.account_id, l.event_inserted_at, l.event_id, l.event_type, l.attempt, l.last_outcome, l.reason, l.created_at, l.ended_at
   FROM replay AS r
   JOIN mailhook.dead_letters AS l ON l.subscription_id = r.subscription_id
-  WHERE l.created_at >= r.since AND l.created_at < r.until
+  WHERE r.may_release AND l.created_at >= r.since AND l.created_at < r.until
     AND (r.event_types IS NULL OR mailhook.event_type_ancestors(l.event_type) && r.event_types)
   ORDER BY l.id
-  LIMIT $2::int
+  LIMIT (SELECT replay.allowance FROM replay)
   FOR UPDATE OF l SKIP LOCKED
 ),
 removed AS (
@@ -110,19 +125,18 @@ inserted AS (
 advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM picked),
-    advanced_at = statement_timestamp(),
-    state = CASE WHEN (SELECT count(*) FROM picked) < $2::int THEN 'done' ELSE r.state END
+    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
+    state = CASE
+      WHEN NOT replay.may_release THEN 'cancelled'
+      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
+      ELSE r.state
+    END
   FROM replay
   WHERE r.id = replay.id
   RETURNING r.state
 )
 SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state
 `
-
-type AdvanceExhaustedReplayParams struct {
-	ID      uuid.UUID
-	MaxRows int32
-}
 
 type AdvanceExhaustedReplayRow struct {
 	Inserted int64
@@ -131,28 +145,26 @@ type AdvanceExhaustedReplayRow struct {
 
 // AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
 // that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it.
-func (q *Queries) AdvanceExhaustedReplay(ctx context.Context, arg AdvanceExhaustedReplayParams) (AdvanceExhaustedReplayRow, error) {
-	row := q.db.QueryRow(ctx, advanceExhaustedReplay, arg.ID, arg.MaxRows)
+func (q *Queries) AdvanceExhaustedReplay(ctx context.Context, id uuid.UUID) (AdvanceExhaustedReplayRow, error) {
+	row := q.db.QueryRow(ctx, advanceExhaustedReplay, id)
 	var i AdvanceExhaustedReplayRow
 	err := row.Scan(&i.Inserted, &i.State)
 	return i, err
 }
 
 const listRunningReplays = `-- name: ListRunningReplays :many
-SELECT r.id, r.source,
-  least(1000, floor(r.rate_per_second * extract(epoch FROM clock_timestamp() - r.advanced_at)))::int AS allowance
+SELECT r.id, r.source
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
 ORDER BY r.id
 `
 
 type ListRunningReplaysRow struct {
-	ID        uuid.UUID
-	Source    string
-	Allowance int32
+	ID     uuid.UUID
+	Source string
 }
 
-// ListRunningReplays names the replays under way, with how many rows each may release now.
+// ListRunningReplays names the replays under way.
 func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysRow, error) {
 	rows, err := q.db.Query(ctx, listRunningReplays)
 	if err != nil {
@@ -162,7 +174,7 @@ func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysR
 	items := []ListRunningReplaysRow{}
 	for rows.Next() {
 		var i ListRunningReplaysRow
-		if err := rows.Scan(&i.ID, &i.Source, &i.Allowance); err != nil {
+		if err := rows.Scan(&i.ID, &i.Source); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

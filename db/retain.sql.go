@@ -90,6 +90,52 @@ func (q *Queries) DropDedupeKeys(ctx context.Context, maxRows int32) (int64, err
 	return result.RowsAffected(), nil
 }
 
+const dropDefaultAttempts = `-- name: DropDefaultAttempts :execrows
+DELETE FROM mailhook.attempts_default AS a
+WHERE (a.started_at, a.id) IN (
+  SELECT x.started_at, x.id FROM mailhook.attempts_default AS x
+  WHERE x.started_at < $1::timestamptz
+  ORDER BY x.started_at
+  LIMIT $2::int)
+`
+
+type DropDefaultAttemptsParams struct {
+	Before  time.Time
+	MaxRows int32
+}
+
+// DropDefaultAttempts removes attempts before a time that lie in the DEFAULT partition, at most @max_rows a call.
+func (q *Queries) DropDefaultAttempts(ctx context.Context, arg DropDefaultAttemptsParams) (int64, error) {
+	result, err := q.db.Exec(ctx, dropDefaultAttempts, arg.Before, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const dropDefaultEvents = `-- name: DropDefaultEvents :execrows
+DELETE FROM mailhook.events_default AS e
+WHERE (e.inserted_at, e.id) IN (
+  SELECT x.inserted_at, x.id FROM mailhook.events_default AS x
+  WHERE x.inserted_at < $1::timestamptz
+  ORDER BY x.inserted_at
+  LIMIT $2::int)
+`
+
+type DropDefaultEventsParams struct {
+	Before  time.Time
+	MaxRows int32
+}
+
+// DropDefaultEvents removes events before a time that lie in the DEFAULT partition, at most @max_rows a call.
+func (q *Queries) DropDefaultEvents(ctx context.Context, arg DropDefaultEventsParams) (int64, error) {
+	result, err := q.db.Exec(ctx, dropDefaultEvents, arg.Before, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const dropDeletedSubscriptions = `-- name: DropDeletedSubscriptions :execrows
 DELETE FROM mailhook.subscriptions WHERE deleted_at < clock_timestamp() - $1::interval
 `

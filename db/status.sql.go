@@ -57,6 +57,7 @@ const listWorstSubscriptions = `-- name: ListWorstSubscriptions :many
 SELECT s.id, s.account_id, s.name, s.status, h.consecutive_failures, h.first_failed_at, h.last_outcome
 FROM mailhook.subscription_health AS h
 JOIN mailhook.subscriptions AS s ON s.id = h.subscription_id
+WHERE h.consecutive_failures > 0
 ORDER BY h.consecutive_failures DESC
 LIMIT $1::int
 `

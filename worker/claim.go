@@ -33,24 +33,26 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
-		_, _, freed := w.leases.room(0, 0)
+		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
 		if w.state.sending() && w.state.alive(time.Now()) == nil {
 			var err error
 			if last, err = w.claimOnce(ctx, requests, last.resume); err != nil {
 				w.complain(ctx, "claim", err)
 			}
+		} else {
+			last = claimed{resume: last.resume}
 		}
-		if last.resume != uuid.Nil {
-			continue
+		if last.deliveries > 0 && last.resume != uuid.Nil {
+			continue // the walk goes on
 		}
 		if last.deliveries == 0 && !last.limited {
-			freed = nil // nothing waits for a slot
+			more = nil // nothing waits for a slot
 		}
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
 		case <-w.due:
-		case <-freed:
+		case <-more:
 			pause(ctx, claimPause)
 		}
 	}
@@ -58,9 +60,9 @@ func (w *Worker) claim(ctx, requests context.Context) {
 
 // claimOnce takes one batch from where the last walk ended.
 func (w *Worker) claimOnce(ctx, requests context.Context, resume uuid.UUID) (result claimed, err error) {
-	free, bytes, _ := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-	if free <= 0 || bytes <= 0 {
-		return claimed{limited: true}, nil
+	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	if room.claim <= 0 || room.bytes <= 0 {
+		return claimed{limited: true, resume: resume}, nil
 	}
 	err = call(ctx, func(ctx context.Context) error {
 		if resume == uuid.Nil {
@@ -69,18 +71,20 @@ func (w *Worker) claimOnce(ctx, requests context.Context, resume uuid.UUID) (res
 			}
 		}
 		started := time.Now()
-		result, err = w.claimBatch(ctx, requests, free, resume)
+		result, err = w.claimBatch(ctx, requests, room, resume)
 		w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
 		return err
 	})
 	return result, err
 }
 
-func (w *Worker) claimBatch(ctx, requests context.Context, free int, resume uuid.UUID) (result claimed, err error) {
+func (w *Worker) claimBatch(ctx, requests context.Context, room room, resume uuid.UUID) (result claimed, err error) {
+	w.leasing.Lock()
+	defer w.leasing.Unlock()
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
-		FreeSlots: int32(min(free, 500)), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: resume, //nolint:gosec // bounded
+		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: resume, //nolint:gosec // bounded
 		WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
@@ -110,5 +114,5 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
 	if !row.EventFound {
 		e.data = nil // its partition is gone: the attempt ends as render_failed
 	}
-	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), event: e}
+	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, event: e}
 }

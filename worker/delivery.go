@@ -37,6 +37,7 @@ type delivery struct {
 	id             uuid.UUID
 	leaseID        uuid.UUID
 	subscriptionID uuid.UUID
-	attempt        int // made before this one
+	attempt        int  // made before this one
+	claimed        bool // by claim, not by dispatch
 	event          *event
 }

@@ -21,8 +21,6 @@ const (
 	batchBytes = 8 << 20
 	// firstBatch is the number of rows while nothing is known of the fan-out.
 	firstBatch = 50
-	// sweepInterval is how often the outbox is scanned from its beginning while there is traffic.
-	sweepInterval = 2 * time.Second
 	// lingerTime is how long a worker that found nothing keeps looking before it arms the trigger and sleeps, and
 	// lingerPause how often it looks: under steady traffic no host has to notify.
 	lingerTime  = 100 * time.Millisecond
@@ -36,13 +34,12 @@ type dispatcher struct {
 	w        *Worker
 	requests context.Context // of the requests it starts
 
-	floor     floor
-	limit     int     // rows a batch: halved by a data error
-	fanOut    float64 // deliveries a row, of late
-	full      bool    // the last batch was: there is more, no need to peek
-	sweptAt   time.Time
-	sweepTook time.Duration
-	foundAt   time.Time
+	floor   floor
+	sweep   sweep
+	limit   int     // rows a batch: halved by a data error
+	fanOut  float64 // deliveries a row, of late
+	full    bool    // the last batch was: there is more, no need to peek
+	foundAt time.Time
 
 	armed   bool
 	writers map[string]bool // transactions that inserted before we armed
@@ -75,7 +72,7 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 }
 
 // waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
-// round trip. An eighth of the slots is left to retries.
+// round trip.
 func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok bool) {
 	w := d.w
 	if !w.state.sending() || w.state.alive(time.Now()) != nil {
@@ -87,15 +84,14 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 		}
 		return 0, 0, false
 	}
-	most := w.cfg.MaxInFlight - w.cfg.MaxInFlight/8
 	patience := time.After(10 * time.Millisecond)
 	for {
-		free, bytes, more := w.leases.room(most, w.cfg.MaxBodyBytes)
-		if bytes > 0 && (free >= most/4 || (free > 0 && patience == nil)) {
-			return free, bytes, true
+		room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && patience == nil)) {
+			return room.dispatch, room.bytes, true
 		}
 		select {
-		case <-more:
+		case <-room.more:
 		case <-patience:
 			patience = nil
 		case <-ctx.Done():
@@ -107,14 +103,10 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 // look takes one batch and starts its deliveries. It answers how many rows it took.
 func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, error) {
 	now := time.Now()
-	sweep := now.Sub(d.sweptAt) > max(sweepInterval, 20*d.sweepTook)
-	after, probes := d.floor.after, d.floor.probes(now)
-	if sweep {
-		after, probes = 0, nil
-	}
+	after, probes := d.sweep.start(d.floor.after, now), d.floor.probes(now)
 	if !d.full {
 		if _, err := d.peek(ctx, after, probes); errors.Is(err, pgx.ErrNoRows) {
-			d.swept(sweep, now)
+			d.sweep.came(math.MaxInt64, time.Now())
 			return 0, nil
 		} else if err != nil {
 			return 0, err
@@ -130,16 +122,11 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	}
 	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
 	d.full = len(taken) >= rows
-	d.swept(sweep && !d.full, now)
 	d.learn(taken, time.Now())
-	return len(taken), nil
-}
-
-// swept takes note of a sweep that came to the end.
-func (d *dispatcher) swept(done bool, began time.Time) {
-	if done {
-		d.sweptAt, d.sweepTook = time.Now(), time.Since(began)
+	if !d.full {
+		d.sweep.came(math.MaxInt64, time.Now())
 	}
+	return len(taken), nil
 }
 
 // peek is the first id that a dispatch would take, or pgx.ErrNoRows: two index look-ups instead of a statement of twenty
@@ -171,6 +158,7 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 	}
 	slices.Sort(ids)
 	d.floor.saw(ids, now)
+	d.sweep.came(ids[len(ids)-1], now)
 	last := float64(taken[0].Deliveries) / float64(len(taken))
 	if d.fanOut < 0 || last > d.fanOut {
 		d.fanOut = last // a jump up at once, the way down slowly
@@ -182,6 +170,8 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 // take runs the statement and starts what it leased.
 func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows, free int, bytes int64) ([]db.DispatchRow, error) {
 	w := d.w
+	w.leasing.Lock()
+	defer w.leasing.Unlock()
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
 	started := time.Now()

@@ -86,3 +86,41 @@ func (f *floor) forget(now time.Time) {
 		f.holes = f.holes[1:]
 	}
 }
+
+// sweepInterval is how often the outbox is scanned from its beginning while there is traffic.
+const sweepInterval = 2 * time.Second
+
+// A sweep looks below the floor now and then: for rows that committed after their hole was forgotten. It goes upwards
+// over several looks, so that a backlog is not scanned from its beginning again and again. The zero value is due.
+type sweep struct {
+	on      bool
+	after   int64 // it has come to here
+	target  int64 // and ends here
+	began   time.Time
+	endedAt time.Time
+	took    time.Duration
+}
+
+// start is the id above which the next look scans: where the sweep has come to, else the floor.
+func (s *sweep) start(floor int64, now time.Time) int64 {
+	if !s.on && now.Sub(s.endedAt) > max(sweepInterval, 20*s.took) {
+		*s = sweep{on: true, target: floor, began: now, took: s.took}
+	}
+	if s.on {
+		return s.after
+	}
+	return floor
+}
+
+// came takes note of how far a look has come; the largest int64 is the end.
+func (s *sweep) came(id int64, now time.Time) {
+	if !s.on {
+		return
+	}
+	if s.after = max(s.after, id); s.after >= s.target {
+		s.on, s.endedAt, s.took = false, now, now.Sub(s.began)
+	}
+}
+
+// demand makes a sweep due.
+func (s *sweep) demand() { *s = sweep{} }

@@ -18,6 +18,7 @@ type leases struct {
 	remembered     map[uuid.UUID]int // deliveries of a lease still held; 0 while the call is under way
 	bySubscription map[uuid.UUID]int
 	deliveries     int
+	claimed        int // of these, by claim
 	bytes          int64
 	freed          chan struct{} // closed and replaced whenever something is given up
 }
@@ -46,6 +47,9 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	l.remembered[id] = len(deliveries)
 	l.deliveries += len(deliveries)
 	for _, d := range deliveries {
+		if d.claimed {
+			l.claimed++
+		}
 		l.bySubscription[d.subscriptionID]++
 		if d.event.holders == 0 {
 			l.bytes += d.event.size()
@@ -65,6 +69,9 @@ func (l *leases) done(d *delivery) {
 		delete(l.bySubscription, d.subscriptionID)
 	}
 	l.deliveries--
+	if d.claimed {
+		l.claimed--
+	}
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
 	}
@@ -78,11 +85,24 @@ func (l *leases) held() int {
 	return l.deliveries
 }
 
-// room is how many deliveries and bytes may come in, and a channel that closes when there is more.
-func (l *leases) room(maxDeliveries int, maxBytes int64) (deliveries int, bytes int64, more <-chan struct{}) {
+// A room is what may still come in.
+type room struct {
+	dispatch, claim int   // deliveries
+	bytes           int64 // of event data
+	more            <-chan struct{}
+}
+
+// room is what may still come in, and a channel that closes when there is more. Neither dispatch nor claim may take the
+// last quarter of the slots from the other: endpoints that are slow with what is new leave room for retries, and those
+// that are slow with retries for what is new.
+func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return maxDeliveries - l.deliveries, maxBytes - l.bytes, l.freed
+	free, share := maxDeliveries-l.deliveries, maxDeliveries-maxDeliveries/4
+	return room{
+		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
+		bytes: maxBytes - l.bytes, more: l.freed,
+	}
 }
 
 // inFlight is how many deliveries each subscription has here: a JSON object of its id to the number.

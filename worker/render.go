@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -20,7 +21,7 @@ func (e *event) body() ([]byte, error) {
 }
 
 // renderStandard writes {"id", "type", "timestamp", "data"} in this order. data holds the columns that have a value,
-// then what a leaf type says, then the keys of the event's own data in their order; on a clash the earlier wins.
+// then what a leaf type says, then the keys of the event's own data in their order; on a clash the column wins.
 // Absent is left out, never null or "".
 func renderStandard(e *event) ([]byte, error) {
 	data := gjson.ParseBytes(e.data)
@@ -40,14 +41,14 @@ func renderStandard(e *event) ([]byte, error) {
 	}
 	b.WriteString(`,"data":`)
 	o := object{buffer: &b}
-	for _, c := range e.columns() {
-		if c.value != "" {
-			o.key(c.name)
-			writeString(&b, c.value)
-		}
+	columns := e.columns()
+	for _, c := range columns {
+		o.key(c.name)
+		writeString(&b, c.value)
 	}
 	data.ForEach(func(key, value gjson.Result) bool {
-		if name := key.String(); !o.has(name) && value.Type != gjson.Null && value.Raw != `""` {
+		name := key.String()
+		if !slices.ContainsFunc(columns, func(c column) bool { return c.name == name }) && value.Type != gjson.Null && value.Raw != `""` {
 			o.key(name)
 			b.WriteString(value.Raw)
 		}
@@ -60,7 +61,7 @@ func renderStandard(e *event) ([]byte, error) {
 
 type column struct{ name, value string }
 
-// columns are the event's fields beside its data, in the order of the contract.
+// columns are the event's fields beside its data that have a value, in the order of the contract.
 func (e *event) columns() []column {
 	columns := []column{
 		{"recipient", e.recipient}, {"message_id", e.messageID}, {"campaign_id", e.campaignID}, {"sending_domain", e.sendingDom},
@@ -74,33 +75,28 @@ func (e *event) columns() []column {
 			columns = append(columns, column{parent.value, leaf})
 		}
 	}
-	return columns
+	return slices.DeleteFunc(columns, func(c column) bool { return c.value == "" })
 }
 
-// object writes the keys of one JSON object and knows which it has written.
+// object writes the keys of one JSON object.
 type object struct {
 	buffer *bytes.Buffer
-	keys   []string
-}
-
-func (o *object) has(name string) bool {
-	for _, k := range o.keys {
-		if k == name {
-			return true
-		}
-	}
-	return false
+	begun  bool
 }
 
 func (o *object) key(name string) {
-	o.buffer.WriteByte("{,"[min(1, len(o.keys))])
-	o.keys = append(o.keys, name)
+	if o.begun {
+		o.buffer.WriteByte(',')
+	} else {
+		o.buffer.WriteByte('{')
+	}
+	o.begun = true
 	writeString(o.buffer, name)
 	o.buffer.WriteByte(':')
 }
 
 func (o *object) end() {
-	if len(o.keys) == 0 {
+	if !o.begun {
 		o.buffer.WriteByte('{')
 	}
 	o.buffer.WriteByte('}')

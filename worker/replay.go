@@ -34,18 +34,15 @@ func (w *Worker) replay(ctx context.Context) {
 }
 
 func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
-	if r.Allowance < 1 {
-		return nil
-	}
 	var inserted int64
 	if r.Source == "exhausted" {
-		row, err := w.q.AdvanceExhaustedReplay(ctx, db.AdvanceExhaustedReplayParams{ID: r.ID, MaxRows: r.Allowance})
+		row, err := w.q.AdvanceExhaustedReplay(ctx, r.ID)
 		if err != nil {
 			return err
 		}
 		inserted = row.Inserted
 	} else {
-		row, err := w.q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxRows: r.Allowance})
+		row, err := w.q.AdvanceEventReplay(ctx, r.ID)
 		if err != nil {
 			return err
 		}

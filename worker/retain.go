@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -67,17 +68,16 @@ func (w *Worker) retainOnce(ctx context.Context, now time.Time) {
 
 // makePartitions makes those of today and the days ahead.
 func (w *Worker) makePartitions(ctx context.Context, parent string, now time.Time) error {
+	var errs []error
 	for ahead := range daysAhead + 1 {
 		params := db.CreatePartitionParams{Parent: parent, Day: pgtype.Date{Time: now.AddDate(0, 0, ahead), Valid: true}}
 		err := w.withShortLocks(ctx, func(q *db.Queries) error {
 			_, err := q.CreatePartition(ctx, params)
 			return err
 		})
-		if err != nil {
-			return err
-		}
+		errs = append(errs, err) // one day that fails does not keep back the next
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // dropPartitions drops the days that nothing needs any more: an event stays for as long as an unfinished delivery or a
@@ -95,10 +95,14 @@ func (w *Worker) dropPartitions(ctx context.Context, now time.Time) error {
 	if needed.Before(before) {
 		before = needed
 	}
-	if err := w.dropBefore(ctx, "events", before); err != nil {
-		return err
-	}
-	return w.dropBefore(ctx, "attempts", now.Add(-w.cfg.Retention.Attempts))
+	attemptsBefore := now.Add(-w.cfg.Retention.Attempts)
+	w.drain(ctx, "drop events in DEFAULT", func(ctx context.Context) (int64, error) {
+		return w.q.DropDefaultEvents(ctx, db.DropDefaultEventsParams{Before: before, MaxRows: smallBatch})
+	})
+	w.drain(ctx, "drop attempts in DEFAULT", func(ctx context.Context) (int64, error) {
+		return w.q.DropDefaultAttempts(ctx, db.DropDefaultAttemptsParams{Before: attemptsBefore, MaxRows: smallBatch})
+	})
+	return errors.Join(w.dropBefore(ctx, "events", before), w.dropBefore(ctx, "attempts", attemptsBefore))
 }
 
 // dropBefore drops the partitions of parent whose whole day lies before a time.

@@ -139,8 +139,8 @@ func (d *dispatcher) idle(ctx context.Context) {
 		}
 	default:
 		if !d.rest(ctx, d.w.cfg.PollInterval) {
-			// The backstop: look through all of it, and arm again, for the worker that is awake may have died.
-			d.sweptAt, d.armed = time.Time{}, false
+			// The backstop: arm again, for a worker that disarmed may have died, and look through all of it.
+			d.arm(ctx)
 		}
 	}
 }
@@ -180,7 +180,7 @@ func (d *dispatcher) arm(ctx context.Context) {
 		return
 	}
 	d.armed = true
-	d.sweptAt = time.Time{} // once more from the beginning: what committed until now
+	d.sweep.demand() // once more from the beginning: what committed until now
 }
 
 // writersLeft crosses out the transactions that have ended; what they wrote is found by a look from the beginning.
@@ -201,7 +201,7 @@ func (d *dispatcher) writersLeft(ctx context.Context) {
 		}
 	}
 	if len(still) < len(d.writers) {
-		d.sweptAt = time.Time{}
+		d.sweep.demand()
 	}
 	d.writers = still
 }

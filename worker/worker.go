@@ -30,11 +30,14 @@ type Worker struct {
 	metrics      *metrics
 	identity     identity
 	leases       *leases
-	state        pulseState
-	cache        *subscriptionCache
-	client       *client
-	outcomes     chan outcome
-	returns      chan returned
+	// leasing is held from the count of what is in flight to the answer of a dispatch or claim: two of them side by side
+	// would each give a subscription the same room.
+	leasing  sync.Mutex
+	state    pulseState
+	cache    *subscriptionCache
+	client   *client
+	outcomes chan outcome
+	returns  chan returned
 
 	events chan struct{} // a notification: look into the outbox
 	tests  chan struct{} // a notification: look for test sends

@@ -6,19 +6,23 @@ SET timezone = 'UTC'
 AS $$
 DECLARE
   partition text := format('%s_%s', parent, to_char(day, 'YYYYMMDD'));
+  key_column text := CASE parent WHEN 'events' THEN 'inserted_at' WHEN 'attempts' THEN 'started_at' END;
 BEGIN
   IF to_regclass(format('mailhook.%I', partition)) IS NOT NULL THEN
     RETURN false;
   END IF;
   -- LIKE, then ATTACH: CREATE TABLE … PARTITION OF would lock the parent against every insert.
   EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL)', partition, parent);
+  -- What came before its partition lies in DEFAULT, which must have none of the day's rows.
+  EXECUTE format('WITH moved AS (DELETE FROM mailhook.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO mailhook.%I SELECT * FROM moved',
+    parent || '_default', key_column, day::timestamptz, key_column, (day + 1)::timestamptz, partition);
   EXECUTE format('ALTER TABLE mailhook.%I ATTACH PARTITION mailhook.%I FOR VALUES FROM (%L) TO (%L)',
     parent, partition, day::timestamptz, (day + 1)::timestamptz);
   RETURN true;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION mailhook.create_partition IS 'Makes the partition of one day (UTC) of events or attempts; false where it exists.';
+COMMENT ON FUNCTION mailhook.create_partition IS 'Makes the partition of one day (UTC) of events or attempts, with the rows of that day that lie in DEFAULT; false where it exists.';
 REVOKE ALL ON FUNCTION mailhook.create_partition(text, date) FROM PUBLIC;
 
 CREATE TABLE mailhook.events (

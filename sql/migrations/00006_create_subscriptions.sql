@@ -93,7 +93,7 @@ CREATE TABLE mailhook.subscription_health (
   suspended_at         timestamptz,
   CONSTRAINT subscription_health_subscription_id_pkey PRIMARY KEY (subscription_id)
 ) WITH (fillfactor = 50, vacuum_truncate = off);
-COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared lately; no row means well. Nothing references it.';
+COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared lately; no row, or no consecutive failures, means well. Nothing references it.';
 COMMENT ON COLUMN mailhook.subscription_health.consecutive_failures IS 'Failed attempts since the last success, over all its deliveries.';
 COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: until then its deliveries are held.';
 

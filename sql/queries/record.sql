@@ -73,40 +73,37 @@ buried AS (
   FROM decided AS x
   WHERE x.ended_as = 'exhausted'
 ),
--- In id order, here and in recovered: two workers that record for the same subscriptions must not deadlock.
-failed AS (
+-- Failures add up; a success sets those that failed before back to nothing. One statement in id order: two workers that
+-- record for the same subscriptions wait for each other, and never in a circle.
+health AS (
   INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome)
-  SELECT x.subscription_id, count(*), statement_timestamp(), statement_timestamp(), max(x.outcome)
+  SELECT x.subscription_id,
+    CASE WHEN bool_or(x.delivered) THEN 0 ELSE count(*) END, statement_timestamp(), statement_timestamp(), max(x.outcome)
   FROM decided AS x
-  WHERE NOT x.delivered
-    AND x.subscription_id NOT IN (SELECT y.subscription_id FROM decided AS y WHERE y.delivered)
   GROUP BY x.subscription_id
+  HAVING NOT bool_or(x.delivered)
+    OR EXISTS (SELECT FROM mailhook.subscription_health AS f WHERE f.subscription_id = x.subscription_id AND f.consecutive_failures > 0)
   ORDER BY x.subscription_id
   ON CONFLICT (subscription_id) DO UPDATE
-  SET consecutive_failures = h.consecutive_failures + excluded.consecutive_failures,
-    last_failed_at = excluded.last_failed_at,
+  SET consecutive_failures = CASE WHEN excluded.consecutive_failures = 0 THEN 0 ELSE h.consecutive_failures + excluded.consecutive_failures END,
+    first_failed_at = CASE WHEN excluded.consecutive_failures > 0 AND h.consecutive_failures > 0 THEN h.first_failed_at ELSE excluded.first_failed_at END,
+    last_failed_at = CASE WHEN excluded.consecutive_failures = 0 THEN h.last_failed_at ELSE excluded.last_failed_at END,
     last_outcome = excluded.last_outcome
-),
-recovered AS (
-  DELETE FROM mailhook.subscription_health AS h
-  WHERE h.subscription_id = ANY (ARRAY(
-    SELECT g.subscription_id
-    FROM mailhook.subscription_health AS g
-    WHERE g.subscription_id IN (SELECT y.subscription_id FROM decided AS y WHERE y.delivered)
-    ORDER BY g.subscription_id
-    FOR UPDATE))
 ),
 suspended AS (
   UPDATE mailhook.subscriptions AS s
-  SET status = 'suspended', status_reason = reasons.reason
-  FROM (
-    SELECT x.subscription_id, CASE WHEN bool_or(x.suspends) THEN 'gone' ELSE 'schedule_ended' END AS reason
-    FROM decided AS x
-    WHERE NOT x.delivered
-      AND (x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted))
-    GROUP BY x.subscription_id
-  ) AS reasons
-  WHERE s.id = reasons.subscription_id AND s.status = 'active'
+  SET status = 'suspended',
+    status_reason = CASE WHEN s.id IN (SELECT x.subscription_id FROM decided AS x WHERE x.suspends) THEN 'gone' ELSE 'schedule_ended' END
+  WHERE s.status = 'active'
+    AND s.id = ANY (ARRAY(
+      SELECT g.id
+      FROM mailhook.subscriptions AS g
+      WHERE g.id IN (
+        SELECT x.subscription_id
+        FROM decided AS x
+        WHERE NOT x.delivered AND (x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted)))
+      ORDER BY g.id
+      FOR UPDATE))
 )
 SELECT x.id AS delivery_id, coalesce(x.ended_as, '')::text AS ended_as
 FROM decided AS x;

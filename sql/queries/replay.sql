@@ -1,7 +1,6 @@
--- ListRunningReplays names the replays under way, with how many rows each may release now.
+-- ListRunningReplays names the replays under way.
 -- name: ListRunningReplays :many
-SELECT r.id, r.source,
-  least(1000, floor(r.rate_per_second * extract(epoch FROM clock_timestamp() - r.advanced_at)))::int AS allowance
+SELECT r.id, r.source
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
 ORDER BY r.id;
@@ -10,16 +9,24 @@ ORDER BY r.id;
 -- that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it.
 -- name: AdvanceExhaustedReplay :one
 WITH replay AS (
-  SELECT r.* FROM mailhook.replays AS r WHERE r.id = @id::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+  -- What the rate allows since it last released, read under the lock: several workers do not add up.
+  SELECT r.*,
+    greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
+    EXISTS (
+      SELECT FROM mailhook.subscriptions AS s
+      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+  FROM mailhook.replays AS r
+  WHERE r.id = @id::uuid AND r.state = 'running'
+  FOR UPDATE SKIP LOCKED
 ),
 picked AS MATERIALIZED (
   SELECT l.*
   FROM replay AS r
   JOIN mailhook.dead_letters AS l ON l.subscription_id = r.subscription_id
-  WHERE l.created_at >= r.since AND l.created_at < r.until
+  WHERE r.may_release AND l.created_at >= r.since AND l.created_at < r.until
     AND (r.event_types IS NULL OR mailhook.event_type_ancestors(l.event_type) && r.event_types)
   ORDER BY l.id
-  LIMIT @max_rows::int
+  LIMIT (SELECT replay.allowance FROM replay)
   FOR UPDATE OF l SKIP LOCKED
 ),
 removed AS (
@@ -38,8 +45,12 @@ inserted AS (
 advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM picked),
-    advanced_at = statement_timestamp(),
-    state = CASE WHEN (SELECT count(*) FROM picked) < @max_rows::int THEN 'done' ELSE r.state END
+    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
+    state = CASE
+      WHEN NOT replay.may_release THEN 'cancelled'
+      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
+      ELSE r.state
+    END
   FROM replay
   WHERE r.id = replay.id
   RETURNING r.state
@@ -49,7 +60,15 @@ SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.s
 -- AdvanceEventReplay makes new deliveries of the next events that the subscription matches today.
 -- name: AdvanceEventReplay :one
 WITH replay AS (
-  SELECT r.* FROM mailhook.replays AS r WHERE r.id = @id::uuid AND r.state = 'running' FOR UPDATE SKIP LOCKED
+  -- What the rate allows since it last released, read under the lock: several workers do not add up.
+  SELECT r.*,
+    greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
+    EXISTS (
+      SELECT FROM mailhook.subscriptions AS s
+      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+  FROM mailhook.replays AS r
+  WHERE r.id = @id::uuid AND r.state = 'running'
+  FOR UPDATE SKIP LOCKED
 ),
 picked AS MATERIALIZED (
   SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id
@@ -67,7 +86,7 @@ picked AS MATERIALIZED (
     AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
     AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
   ORDER BY e.inserted_at, e.id
-  LIMIT @max_rows::int
+  LIMIT (SELECT replay.allowance FROM replay)
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
@@ -87,10 +106,14 @@ removed AS (
 advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM inserted),
-    advanced_at = statement_timestamp(),
+    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
     after_inserted_at = coalesce((SELECT p.inserted_at FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_inserted_at),
     after_id = coalesce((SELECT p.id FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_id),
-    state = CASE WHEN (SELECT count(*) FROM picked) < @max_rows::int THEN 'done' ELSE r.state END
+    state = CASE
+      WHEN NOT replay.may_release THEN 'cancelled'
+      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
+      ELSE r.state
+    END
   FROM replay
   WHERE r.id = replay.id
   RETURNING r.state

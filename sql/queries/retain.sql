@@ -33,6 +33,24 @@ SELECT least(
 SELECT (SELECT count(*) FROM (SELECT FROM mailhook.events_default LIMIT 1000) AS e)::bigint AS events,
   (SELECT count(*) FROM (SELECT FROM mailhook.attempts_default LIMIT 1000) AS a)::bigint AS attempts;
 
+-- DropDefaultEvents removes events before a time that lie in the DEFAULT partition, at most @max_rows a call.
+-- name: DropDefaultEvents :execrows
+DELETE FROM mailhook.events_default AS e
+WHERE (e.inserted_at, e.id) IN (
+  SELECT x.inserted_at, x.id FROM mailhook.events_default AS x
+  WHERE x.inserted_at < @before::timestamptz
+  ORDER BY x.inserted_at
+  LIMIT @max_rows::int);
+
+-- DropDefaultAttempts removes attempts before a time that lie in the DEFAULT partition, at most @max_rows a call.
+-- name: DropDefaultAttempts :execrows
+DELETE FROM mailhook.attempts_default AS a
+WHERE (a.started_at, a.id) IN (
+  SELECT x.started_at, x.id FROM mailhook.attempts_default AS x
+  WHERE x.started_at < @before::timestamptz
+  ORDER BY x.started_at
+  LIMIT @max_rows::int);
+
 -- DropDeadLetters removes dead letters older than @max_age, at most @max_rows a call.
 -- name: DropDeadLetters :execrows
 DELETE FROM mailhook.dead_letters AS l
