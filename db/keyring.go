@@ -1,6 +1,7 @@
 package db
 
 import (
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -51,6 +52,19 @@ func NewMasterKey() string {
 
 // KeyID names the master key without telling it: what the key_id columns hold.
 func (k *Keyring) KeyID() string { return k.keyID }
+
+// Check refuses a master key that is not the one this installation's secrets are sealed with. The first process that
+// ever starts decides which that is.
+func (k *Keyring) Check(ctx context.Context, q *Queries) error {
+	current, err := q.ClaimMasterKey(ctx, k.keyID)
+	if err != nil {
+		return fmt.Errorf("check the master key: %w", err)
+	}
+	if current != k.keyID {
+		return fmt.Errorf("MAILHOOK_SECRET_KEY is not the key that this installation's secrets are sealed with (that one has the id %s, yours %s): start with the right one", current, k.keyID)
+	}
+	return nil
+}
 
 // Seal encrypts plain for one subscription.
 func (k *Keyring) Seal(subscription uuid.UUID, plain []byte) []byte {

@@ -12,6 +12,20 @@ import (
 	"github.com/google/uuid"
 )
 
+const claimMasterKey = `-- name: ClaimMasterKey :one
+UPDATE mailhook.installation AS i
+SET secret_key_id = coalesce(i.secret_key_id, $1::text)
+RETURNING i.secret_key_id::text
+`
+
+// ClaimMasterKey makes a master key that of the installation if it has none yet, and answers which it has.
+func (q *Queries) ClaimMasterKey(ctx context.Context, keyID string) (string, error) {
+	row := q.db.QueryRow(ctx, claimMasterKey, keyID)
+	var i_secret_key_id string
+	err := row.Scan(&i_secret_key_id)
+	return i_secret_key_id, err
+}
+
 const listChangedSubscriptions = `-- name: ListChangedSubscriptions :many
 SELECT s.id, s.version, false AS by_account
 FROM mailhook.subscriptions AS s

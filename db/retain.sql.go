@@ -78,7 +78,8 @@ WHERE (k.account_id, k.dedupe_key) IN (
   SELECT x.account_id, x.dedupe_key FROM mailhook.dedupe_keys AS x
   WHERE x.seen_at < clock_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i)
   ORDER BY x.seen_at
-  LIMIT $1::int)
+  LIMIT $1::int
+  FOR UPDATE SKIP LOCKED)
 `
 
 // DropDedupeKeys removes keys older than the window, at most @max_rows a call.
@@ -256,11 +257,12 @@ const oldestNeededEvent = `-- name: OldestNeededEvent :one
 SELECT least(
   coalesce((SELECT min(d.event_inserted_at) FROM mailhook.deliveries AS d), 'infinity'),
   coalesce((SELECT min(l.event_inserted_at) FROM mailhook.dead_letters AS l), 'infinity'),
+  coalesce((SELECT o.inserted_at FROM mailhook.outbox AS o ORDER BY o.id LIMIT 1), 'infinity'),
   clock_timestamp())::timestamptz AS oldest
 `
 
-// OldestNeededEvent is the inserted_at of the oldest event that an unfinished delivery or a kept dead letter needs;
-// infinity where none does.
+// OldestNeededEvent is the inserted_at of the oldest event that an unfinished delivery, a kept dead letter or a row of the
+// outbox needs; now where none does.
 func (q *Queries) OldestNeededEvent(ctx context.Context) (time.Time, error) {
 	row := q.db.QueryRow(ctx, oldestNeededEvent)
 	var oldest time.Time

@@ -25,8 +25,8 @@ type accountParams struct {
 type putAccountRequest struct {
 	ID   string `path:"id" maxLength:"1000" doc:"The host's id of the account."`
 	Body struct {
-		Limit  optional[int32]  `json:"limit,omitempty" minimum:"0" maximum:"2147483647" doc:"Default: null, the default limit."`
-		Status optional[string] `json:"status,omitempty" enum:"active,suspended" doc:"Default: active."`
+		Limit  optional[int32]  `json:"limit,omitempty" minimum:"0" maximum:"2147483647" doc:"null is the default limit; left out, it stays."`
+		Status optional[string] `json:"status,omitempty" enum:"active,suspended" doc:"null is active; left out, it stays."`
 	} `nameHint:"PutAccountBody"`
 }
 
@@ -66,7 +66,15 @@ func (s *server) putAccount(ctx context.Context, who caller, in *putAccountReque
 	if in.Body.Limit.isValue() {
 		limit = &in.Body.Limit.value
 	}
-	err := s.queries.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: in.Body.Status.pick("active", "active"), SubscriptionLimit: limit})
+	// What is left out stays: a new limit must not wake a suspended account.
+	before, err := s.queries.GetAccount(ctx, in.ID)
+	if err != nil {
+		return nil, fmt.Errorf("read account: %w", err)
+	}
+	if !in.Body.Limit.set {
+		limit = before.SubscriptionLimit
+	}
+	err = s.queries.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: in.Body.Status.pick(before.Status, "active"), SubscriptionLimit: limit})
 	if err != nil {
 		return nil, fmt.Errorf("store account: %w", err)
 	}

@@ -81,7 +81,7 @@ func TestHeldAndSending(t *testing.T) {
 	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+subscription+"/resume", nil)
 	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": "suspended"})
 	check("held", "account")
-	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{})
+	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": "active"})
 	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, open_until) SELECT id, now() + interval '1 minute' FROM mailhook.subscriptions")
 	check("held", "circuit")
 	if got := b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+id+"/retry", nil); got["status"] != "held" {

@@ -85,6 +85,9 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 	if err := s.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&s.installation); err != nil {
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
+	if err := config.Keyring.Check(ctx, s.queries); err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	s.addHealth(mux)
 	if err := s.addRoutes(mux); err != nil {
@@ -146,6 +149,7 @@ func (s *server) humaConfig() huma.Config {
 // register adds one operation: its handler gets the caller, and its errors become problems.
 func register[I, O any](s *server, api huma.API, op huma.Operation, handler func(context.Context, caller, *I) (*O, error)) {
 	op.MaxBodyBytes = maxBodyBytes + 1 // huma refuses what reaches the bound
+	op.BodyReadTimeout = -1            // the server's ReadTimeout bounds it; huma's also ran while a handler waited
 	op.Responses = problemResponses(api, op)
 	op.Errors = nil
 	huma.Register(api, op, func(ctx context.Context, in *I) (*O, error) {

@@ -133,7 +133,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 // steps, for a worker that looks some hundred times a second while it lingers.
 func (d *dispatcher) peek(ctx context.Context, after int64, probes []int64) (id int64, err error) {
 	err = call(ctx, func(ctx context.Context) (err error) {
-		id, err = d.w.dispatchQ.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
+		id, err = d.w.urgentQ.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
 		return err
 	})
 	return id, err
@@ -177,7 +177,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	started := time.Now()
 	var answer []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		answer, err = w.dispatchQ.Dispatch(ctx, db.DispatchParams{
+		answer, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
 			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(), IDPrefix: idPrefix(),
@@ -262,7 +262,7 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 
 func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) error {
 	return call(ctx, func(ctx context.Context) error {
-		n, err := d.w.dispatchQ.QuarantineOutboxRow(ctx, db.QuarantineOutboxRowParams{ID: id, ErrorCode: sqlState(cause), Reason: reason(cause)})
+		n, err := d.w.urgentQ.QuarantineOutboxRow(ctx, db.QuarantineOutboxRowParams{ID: id, ErrorCode: sqlState(cause), Reason: reason(cause)})
 		if n > 0 {
 			d.w.metrics.eventsQuarantined.Inc()
 			d.w.cfg.Log.Warn("quarantined an event that cannot be dispatched", "id", id, "error_code", sqlState(cause))

@@ -34,7 +34,7 @@ func (w *Worker) complain(ctx context.Context, what string, err error) {
 	}
 	w.metrics.databaseErrors.WithLabelValues(what).Inc()
 	if w.quiet.mayLog(what, time.Now()) {
-		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", firstLine(err.Error()))
+		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", strings.Join(strings.Fields(err.Error()), " "))
 	}
 }
 

@@ -201,11 +201,12 @@ func (w *Worker) giveBack(ctx context.Context) {
 			params.LeaseIDs = append(params.LeaseIDs, r.delivery.leaseID)
 			params.DelaysMS = append(params.DelaysMS, r.delay.Milliseconds())
 		}
-		w.persist(ctx, "give back deliveries", func(ctx context.Context) error {
+		err := w.persist(ctx, "give back deliveries", func(ctx context.Context) error {
 			n, err := w.q.ReturnDeliveries(ctx, params)
 			w.metrics.leasesReturned.Add(float64(n))
 			return err
 		})
+		w.complain(ctx, "give back deliveries", err) // reconcileLeases will
 		for _, r := range batch {
 			w.leases.done(r.delivery)
 		}
@@ -244,25 +245,26 @@ func gather[T any](ctx context.Context, c <-chan T, limit int, linger time.Durat
 	return batch
 }
 
-// persist repeats f until it succeeds, backing off up to a second, or until ctx has ended and five more seconds.
-func (w *Worker) persist(ctx context.Context, what string, f func(context.Context) error) bool {
+// persist repeats f until it succeeds, backing off up to a second, or until ctx has ended and five more seconds. A data
+// error is answered at once: repeating cannot help.
+func (w *Worker) persist(ctx context.Context, what string, f func(context.Context) error) error {
 	delay := 10 * time.Millisecond
 	var giveUp <-chan time.Time
 	for {
 		err := call(context.WithoutCancel(ctx), f)
 		if err == nil {
-			return true
+			return nil
 		}
 		w.complain(ctx, what, err)
 		if isDataError(err) {
-			return false
+			return err
 		}
 		if ctx.Err() != nil && giveUp == nil {
 			giveUp = time.After(5 * time.Second)
 		}
 		select {
 		case <-giveUp:
-			return false
+			return err
 		case <-time.After(delay):
 		}
 		delay = min(2*delay, time.Second)

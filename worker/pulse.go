@@ -70,7 +70,7 @@ func (w *Worker) pulse(ctx context.Context) {
 	every(ctx, pulseInterval, func(ctx context.Context) {
 		err := call(ctx, func(ctx context.Context) error {
 			started := time.Now()
-			row, err := w.q.Pulse(ctx, w.identity.get())
+			row, err := w.urgentQ.Pulse(ctx, w.identity.get())
 			if err != nil {
 				return err
 			}
@@ -93,7 +93,13 @@ func (w *Worker) notice(row db.PulseRow, started time.Time) {
 	w.state.set(func(s *pulseState) {
 		if s.enabled != row.DeliveryEnabled {
 			s.enabled = row.DeliveryEnabled
-			w.cfg.Log.Info("delivery switched", "delivery_enabled", s.enabled)
+			if s.pulsedAt.IsZero() {
+				if !s.enabled {
+					w.cfg.Log.Warn("delivery is off: events wait in the outbox (mailhook delivery on)")
+				}
+			} else {
+				w.cfg.Log.Info("delivery switched", "delivery_enabled", s.enabled)
+			}
 			signal(s.changed)
 		}
 		s.workers, s.rank, s.pulsedAt = row.WorkerCount, row.WorkerRank, started

@@ -34,7 +34,7 @@ func (w *Worker) record(ctx context.Context) {
 func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 	params := recordParams(batch)
 	written, failed := 0, false
-	ok := w.persist(ctx, "record", func(ctx context.Context) error {
+	err := w.persist(ctx, "record", func(ctx context.Context) error {
 		params.AgesMS = ages(batch)
 		rows, err := w.q.Record(ctx, params)
 		if err == nil {
@@ -46,13 +46,13 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 		return err
 	})
 	switch {
-	case ok:
+	case err == nil:
 		// After a lost reply the fence stops what had been written already: that is not stale.
 		if stale := len(batch) - written; stale > 0 && !failed {
 			w.metrics.staleOutcomes.Add(float64(stale))
 			w.cfg.Log.Warn("outcomes came too late: the leases had been taken away", "outcomes", stale)
 		}
-	case ctx.Err() != nil: // given up while stopping: the leases are returned
+	case !isDataError(err): // given up while stopping: the leases are returned
 	case len(batch) > 1:
 		w.recordAll(ctx, batch[:len(batch)/2])
 		w.recordAll(ctx, batch[len(batch)/2:])
@@ -61,10 +61,11 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 		w.recordAll(ctx, batch)
 	default:
 		d := batch[0].delivery
-		w.persist(ctx, "bury a delivery that cannot be recorded", func(ctx context.Context) error {
+		err := w.persist(ctx, "bury a delivery that cannot be recorded", func(ctx context.Context) error {
 			_, err := w.q.BuryUnrecordable(ctx, db.BuryUnrecordableParams{DeliveryID: d.id, LeaseID: d.leaseID})
 			return err
 		})
+		w.complain(ctx, "bury a delivery that cannot be recorded", err)
 	}
 }
 

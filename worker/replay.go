@@ -10,6 +10,9 @@ import (
 // replayInterval is how often running replays release what their rate allows.
 const replayInterval = 250 * time.Millisecond
 
+// replayScan bounds the events that one step of a replay reads.
+const replayScan = 5000
+
 // replay releases the deliveries of running replays at their rates. Each step locks its replay's row, so that several
 // workers do not add up.
 func (w *Worker) replay(ctx context.Context) {
@@ -42,7 +45,7 @@ func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error 
 		}
 		inserted = row.Inserted
 	} else {
-		row, err := w.q.AdvanceEventReplay(ctx, r.ID)
+		row, err := w.q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxScanned: replayScan})
 		if err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 	every(ctx, beatInterval, func(ctx context.Context) {
 		started := time.Now()
 		err := call(ctx, func(ctx context.Context) error {
-			_, err := w.q.Beat(ctx, w.identity.get())
+			_, err := w.urgentQ.Beat(ctx, w.identity.get())
 			return err
 		})
 		switch {

@@ -40,12 +40,17 @@ func (w *Worker) testSend(ctx context.Context) {
 
 func (w *Worker) sendTest(ctx context.Context, row db.ClaimTestDeliveriesRow) {
 	o := w.attemptTest(ctx, row)
-	status, duration := int16(o.statusCode), int32(o.duration.Milliseconds()) //nolint:gosec // bounded by HTTP and the timeout
-	w.persist(ctx, "record test delivery", func(ctx context.Context) error {
+	duration := int32(o.duration.Milliseconds()) //nolint:gosec // bounded by the timeout
+	var status *int16
+	if code := int16(o.statusCode); code != 0 { //nolint:gosec // bounded by HTTP
+		status = &code
+	}
+	err := w.persist(ctx, "record test delivery", func(ctx context.Context) error {
 		return w.q.FinishTestDelivery(ctx, db.FinishTestDeliveryParams{
-			ID: row.ID, DurationMS: &duration, StatusCode: &status, Outcome: &o.word, ResponseExcerpt: o.excerpt,
+			ID: row.ID, DurationMS: &duration, StatusCode: status, Outcome: &o.word, ResponseExcerpt: o.excerpt,
 		})
 	})
+	w.complain(ctx, "record test delivery", err)
 }
 
 func (w *Worker) attemptTest(ctx context.Context, row db.ClaimTestDeliveriesRow) outcome {

@@ -121,7 +121,7 @@ func (d *dispatcher) disarm(ctx context.Context) {
 		return
 	}
 	d.armed = false
-	err := call(ctx, func(ctx context.Context) error { return d.w.dispatchQ.Disarm(ctx) })
+	err := call(ctx, func(ctx context.Context) error { return d.w.urgentQ.Disarm(ctx) })
 	d.w.complain(ctx, "disarm", err)
 }
 
@@ -164,10 +164,10 @@ func (d *dispatcher) rest(ctx context.Context, most time.Duration) bool {
 // arm asks to be notified, and takes note of the transactions that wrote into the outbox before: they will not notify.
 func (d *dispatcher) arm(ctx context.Context) {
 	err := call(ctx, func(ctx context.Context) error {
-		if _, err := d.w.dispatchQ.Arm(ctx); err != nil {
+		if _, err := d.w.urgentQ.Arm(ctx); err != nil {
 			return err
 		}
-		writers, err := d.w.dispatchQ.ListOutboxWriters(ctx)
+		writers, err := d.w.urgentQ.ListOutboxWriters(ctx)
 		d.writers = map[string]bool{}
 		for _, id := range writers {
 			d.writers[id] = true
@@ -187,7 +187,7 @@ func (d *dispatcher) arm(ctx context.Context) {
 func (d *dispatcher) writersLeft(ctx context.Context) {
 	var now []string
 	err := call(ctx, func(ctx context.Context) (err error) {
-		now, err = d.w.dispatchQ.ListOutboxWriters(ctx)
+		now, err = d.w.urgentQ.ListOutboxWriters(ctx)
 		return err
 	})
 	if err != nil {

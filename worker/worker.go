@@ -22,9 +22,9 @@ type Worker struct {
 	cfg  Config
 	pool *pgxpool.Pool
 	q    *db.Queries
-	// The dispatch loop has a session of its own, whose plans are generic.
-	dispatchPool *pgxpool.Pool
-	dispatchQ    *db.Queries
+	// Two sessions with generic plans for what must not queue behind a slow statement: dispatch; heartbeat and pulse.
+	urgentPool *pgxpool.Pool
+	urgentQ    *db.Queries
 
 	installation string
 	metrics      *metrics
@@ -52,13 +52,13 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout}
-	role.MaxConns = int32(cfg.Connections) - 1 //nolint:gosec // validated
+	role.MaxConns = int32(cfg.Connections) - 2 //nolint:gosec // validated
 	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
-	role.MaxConns, role.GenericPlans = 1, true
-	dispatchPool, err := db.Open(ctx, cfg.DatabaseURL, role)
+	role.MaxConns, role.GenericPlans = 2, true
+	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		pool.Close()
 		return nil, err
@@ -68,8 +68,8 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		pool: pool,
 		q:    db.New(pool),
 
-		dispatchPool: dispatchPool,
-		dispatchQ:    db.New(dispatchPool),
+		urgentPool: urgentPool,
+		urgentQ:    db.New(urgentPool),
 
 		leases:   newLeases(),
 		client:   newClient(cfg),
@@ -81,10 +81,14 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	}
 	w.state.changed = make(chan struct{}, 1)
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases)
-	w.cache = newSubscriptionCache(w.q, cfg.Keyring)
+	w.cache = newSubscriptionCache(w.urgentQ, cfg.Keyring)
 	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("read installation code: %w", err)
+	}
+	if err := cfg.Keyring.Check(ctx, w.q); err != nil {
+		w.Close()
+		return nil, err
 	}
 	return w, nil
 }
@@ -93,7 +97,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 func (w *Worker) Close() {
 	w.metrics.unregister()
 	w.client.close()
-	w.dispatchPool.Close()
+	w.urgentPool.Close()
 	w.pool.Close()
 }
 

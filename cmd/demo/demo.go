@@ -47,22 +47,39 @@ func Run(ctx context.Context, cfg Config) error {
 		defer server.Stop() //nolint:errcheck // it was ours alone
 		url = server.URL("postgres")
 	}
-	if _, err := db.MigrateUp(ctx, url); err != nil {
+	if err := install(ctx, url); err != nil {
 		return err
 	}
+	// What the ledger needs, and the tidying up, must still be done after Ctrl-C.
+	lasting := context.WithoutCancel(ctx)
+	defer db.MigrateDown(lasting, url, 0) //nolint:errcheck // the demo is over
 	pool, err := pgxpool.New(ctx, url)
 	if err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer pool.Close()
-	// What the ledger needs must still be done after Ctrl-C.
-	lasting := context.WithoutCancel(ctx)
 	p := &platform{pool: pool, ledger: newLedger()}
 	if err := p.install(ctx); err != nil {
 		return err
 	}
 	defer p.remove(lasting) //nolint:errcheck // the demo is over
 	return p.demonstrate(ctx, lasting, cfg, url)
+}
+
+// install refuses a database that mailhook is installed in: the demo's worker would send for its subscriptions, with
+// another master key, and its events would go to the demo.
+func install(ctx context.Context, url string) error {
+	steps, err := db.MigrationStatus(ctx, url)
+	if err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if s.Applied {
+			return errors.New("mailhook is installed in this database already, and the demo takes it out at its end: give the demo another database, or unset MAILHOOK_DATABASE_URL and it starts its own")
+		}
+	}
+	_, err = db.MigrateUp(ctx, url)
+	return err
 }
 
 func (p *platform) demonstrate(ctx, lasting context.Context, cfg Config, url string) error {

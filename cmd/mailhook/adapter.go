@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,13 +16,13 @@ func adapterCommand() *cli.Command {
 		ArgsUsage: "HOST",
 		Description: `   mailhook adapter listmonk | psql -v ON_ERROR_STOP=1 "$MAILHOOK_DATABASE_URL"
 
-Hosts: ` + fmt.Sprint(sql.Adapters()),
+Hosts: ` + strings.Join(sql.Adapters(), ", "),
 		Flags: []cli.Flag{&cli.BoolFlag{
 			Name: "uninstall", EnvVars: []string{"MAILHOOK_ADAPTER_UNINSTALL"}, Usage: "print the SQL that removes the triggers",
 		}},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
-				return usagef("name one host of %v: mailhook adapter HOST [--uninstall]", sql.Adapters())
+				return usagef("name one host of %s: mailhook adapter HOST [--uninstall]", strings.Join(sql.Adapters(), ", "))
 			}
 			text, err := sql.Adapter(c.Args().First(), c.Bool("uninstall"))
 			if err != nil {

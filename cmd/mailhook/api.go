@@ -7,12 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sync/errgroup"
 
 	"mailhook/db"
 	"mailhook/httpapi"
@@ -35,9 +35,9 @@ func apiCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "api",
 		Usage: "serve the JSON API; it sends nothing itself",
-		Flags: append(append([]cli.Flag{databaseFlag(), keyringFlag()}, egressFlags()...), apiFlags()...),
+		Flags: slices.Concat([]cli.Flag{databaseFlag(), keyringFlag()}, logFlags(), egressFlags(), apiFlags()),
 		Action: func(c *cli.Context) error {
-			log, err := newLogger(c.App.ErrWriter, "text", slog.LevelInfo)
+			log, err := logger(c)
 			if err != nil {
 				return err
 			}
@@ -45,12 +45,16 @@ func apiCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			handler, closePool, err := apiHandler(c, url, newRegistry(), nil)
+			handler, closePool, err := apiHandler(c, url, log, newRegistry(), nil)
 			if err != nil {
 				return err
 			}
 			defer closePool()
-			return serveHTTP(c.Context, log, c.String("listen"), handler)
+			listener, err := listen(c.Context, c.String("listen"))
+			if err != nil {
+				return err
+			}
+			return serveHTTP(c.Context, log, listener, handler)
 		},
 	}
 }
@@ -71,22 +75,19 @@ func serveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			handler, closePool, err := apiHandler(c, cfg.DatabaseURL, registry, w.Ready)
+			handler, closePool, err := apiHandler(c, cfg.DatabaseURL, cfg.Log, registry, w.Ready)
 			if err != nil {
 				w.Close()
 				return err
 			}
 			defer closePool()
-			group, ctx := errgroup.WithContext(c.Context)
-			group.Go(func() error { return w.Run(ctx) })
-			group.Go(func() error { return serveHTTP(ctx, cfg.Log, c.String("listen"), handler) })
-			return group.Wait()
+			return runWorker(c, cfg, w, handler)
 		},
 	}
 }
 
 // apiHandler opens a pool of its own for the API: its commits are on disk when it answers.
-func apiHandler(c *cli.Context, url string, registry *prometheus.Registry, ready func() error) (http.Handler, func(), error) {
+func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *prometheus.Registry, ready func() error) (http.Handler, func(), error) {
 	cfg := httpapi.DefaultConfig()
 	var err error
 	if cfg.Keyring, err = keyring(c); err != nil {
@@ -96,7 +97,7 @@ func apiHandler(c *cli.Context, url string, registry *prometheus.Registry, ready
 		return nil, nil, err
 	}
 	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
-	cfg.Version = version()
+	cfg.Version, cfg.Logger = version(), log
 	cfg.Metrics, cfg.Ready = promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), ready
 	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10})
 	if err != nil {

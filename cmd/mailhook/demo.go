@@ -14,7 +14,8 @@ func demoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
 		Usage: "see it work: a small mail platform, a worker, two receivers, and a ledger at the end",
-		Description: `It starts a PostgreSQL of its own from local binaries, or uses MAILHOOK_DATABASE_URL, and removes what it made.
+		Description: `It starts a PostgreSQL of its own from local binaries. With MAILHOOK_DATABASE_URL it uses that database, where mailhook must
+not be installed yet, and takes out at the end all that it made.
 Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "database-url", EnvVars: []string{"MAILHOOK_DATABASE_URL"}, Usage: "a database to use; without it a private PostgreSQL is started"},

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/urfave/cli/v2"
 
 	"mailhook/db"
@@ -33,6 +35,9 @@ func emitCommand() *cli.Command {
 				return err
 			}
 			defer pool.Close()
+			if c.NArg() > 1 {
+				return usagef("emit takes one type, but got %q as well", c.Args().Get(1))
+			}
 			eventType := c.Args().First()
 			if eventType == "" {
 				eventType = "email.delivered"
@@ -41,6 +46,10 @@ func emitCommand() *cli.Command {
 			err = pool.QueryRow(c.Context,
 				"SELECT mailhook.emit($1, account_id => $2, recipient => $3, message_id => $4, data => $5::text)",
 				eventType, c.String("account"), c.String("recipient"), c.String("message-id"), c.String("data")).Scan(&id)
+			var refused *pgconn.PgError
+			if errors.As(err, &refused) && refused.Hint != "" {
+				return fmt.Errorf("%s (%s): %s", refused.Message, refused.Code, refused.Hint)
+			}
 			if err != nil {
 				return fmt.Errorf("emit: %w", err)
 			}

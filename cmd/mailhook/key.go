@@ -19,6 +19,9 @@ func keyCommand() *cli.Command {
 				&cli.StringFlag{Name: "account", EnvVars: []string{"MAILHOOK_ACCOUNT"}, Usage: "the one account that the key may act for; without it the key is an admin's"},
 			},
 			Action: func(c *cli.Context) error {
+				if c.IsSet("account") && c.String("account") == "" {
+					return usagef("--account is empty: name an account, or leave it out for an admin key")
+				}
 				url, err := databaseURL(c)
 				if err != nil {
 					return err

@@ -33,8 +33,12 @@ func listenCommand() *cli.Command {
 			if port < 0 || port > 65535 {
 				return usagef("--port %d is not a port", port)
 			}
+			listener, err := listen(c.Context, fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				return err
+			}
 			log := slog.New(slog.NewTextHandler(c.App.ErrWriter, nil))
-			return serveHTTP(c.Context, log, fmt.Sprintf("127.0.0.1:%d", port), printer(c.App.Writer, c.String("secret"), rate))
+			return serveHTTP(c.Context, log, listener, printer(c.App.Writer, c.String("secret"), rate))
 		},
 	}
 }

@@ -64,6 +64,9 @@ func flagsFirst(app *cli.App, args []string) []string {
 			takesValue[name] = !isBool
 		}
 	}
+	if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+		return append(slices.Clone(args[:2]), "--help")
+	}
 	flags, rest := slices.Clone(args[:2]), []string{}
 	for i := 2; i < len(args); i++ {
 		name, isFlag := strings.CutPrefix(args[i], "-")
@@ -128,6 +131,14 @@ To make an API key:         mailhook key create`,
 func prepare(c *cli.Command, onUsageError cli.OnUsageErrorFunc) {
 	c.OnUsageError = onUsageError
 	c.HideHelpCommand = true
+	if action := c.Action; action != nil && c.ArgsUsage == "" {
+		c.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return usagef("%s takes no argument, but got %q (see --help)", c.FullName(), ctx.Args().First())
+			}
+			return action(ctx)
+		}
+	}
 	for _, sub := range c.Subcommands {
 		prepare(sub, onUsageError)
 	}

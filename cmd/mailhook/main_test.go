@@ -88,6 +88,9 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 		{"migrate without a word", nil, []string{"migrate"}, 2, "mailhook migrate --help"},
 		{"unknown host", nil, []string{"adapter", "postfix"}, 2, "listmonk"},
 		{"bad event", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"emit", "Bad Type"}, 1, "MH001"},
+		{"key without an account", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "--account", ""}, 2, "--account is empty"},
+		{"key with an argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "acme"}, 2, `"acme"`},
+		{"surplus argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"status", "extra"}, 2, `"extra"`},
 		{"fail rate", nil, []string{"listen", "--secret", "x", "--fail-rate", "2"}, 2, "between 0 and 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -113,12 +113,11 @@ func (f *field) subscribe(t *testing.T, s subscriber) {
 }
 
 // worker starts mailhook worker and waits until it is registered.
-func (f *field) worker(t *testing.T, args ...string) *exec.Cmd {
+func (f *field) worker(t *testing.T) *exec.Cmd {
 	t.Helper()
 	before := dbtest.QueryOne[int64](t, f.DB, "SELECT count(*) FROM mailhook.workers")
-	cmd := command(t, f.env(), append([]string{"worker"}, args...)...)
+	cmd := command(t, f.env(), "worker", "--log-level", "error")
 	cmd.Stderr = os.Stderr
-	cmd.Args = append(cmd.Args, "--log-level", "error")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -483,4 +482,30 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+func TestAnotherMasterKeyIsRefused(t *testing.T) {
+	t.Parallel()
+	f := newField(t)
+	f.worker(t)
+	for _, args := range [][]string{{"worker"}, {"api", "--listen", "127.0.0.1:0"}} {
+		_, stderr, code := mailhook(t, append(f.env(), "MAILHOOK_SECRET_KEY="+db.NewMasterKey()), args...)
+		if code != 1 || !strings.Contains(stderr, "MAILHOOK_SECRET_KEY is not the key") {
+			t.Errorf("%v: exit %d\n%s", args, code, stderr)
+		}
+	}
+}
+
+func TestTheDemoRefusesADatabaseInUse(t *testing.T) {
+	t.Parallel()
+	used, empty := dbtest.New(t), dbtest.NewEmpty(t)
+	if _, stderr, code := mailhook(t, []string{"MAILHOOK_DATABASE_URL=" + used.URL}, "demo", "--duration", "1s"); code != 1 || !strings.Contains(stderr, "installed in this database already") {
+		t.Errorf("exit %d\n%s", code, stderr)
+	}
+	if stdout, stderr, code := mailhook(t, []string{"MAILHOOK_DATABASE_URL=" + empty.URL}, "demo", "--duration", "1s"); code != 0 {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	if left := dbtest.QueryOne[int64](t, empty, "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'mailhook%'"); left != 0 {
+		t.Errorf("%d schemas left behind", left)
+	}
 }

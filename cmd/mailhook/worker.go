@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
@@ -33,14 +34,25 @@ func workerCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			group, ctx := errgroup.WithContext(c.Context)
-			group.Go(func() error { return w.Run(ctx) })
-			if address := c.String("listen"); address != "" {
-				group.Go(func() error { return serveHTTP(ctx, cfg.Log, address, workerHandler(w, registry)) })
-			}
-			return group.Wait()
+			return runWorker(c, cfg, w, workerHandler(w, registry))
 		},
 	}
+}
+
+// runWorker runs a worker, and serves a handler beside it if there is an address to listen on: opened first, so that a
+// taken port is said before any work begins.
+func runWorker(c *cli.Context, cfg worker.Config, w *worker.Worker, handler http.Handler) error {
+	group, ctx := errgroup.WithContext(c.Context)
+	if address := c.String("listen"); address != "" {
+		listener, err := listen(ctx, address)
+		if err != nil {
+			w.Close()
+			return err
+		}
+		group.Go(func() error { return serveHTTP(ctx, cfg.Log, listener, handler) })
+	}
+	group.Go(func() error { return w.Run(ctx) })
+	return group.Wait()
 }
 
 func listenFlag(value, usage string) cli.Flag {
@@ -64,9 +76,14 @@ func workerFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
+	}, append(logFlags(), egressFlags()...)...)
+}
+
+func logFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.StringFlag{Name: "log-format", EnvVars: []string{"MAILHOOK_LOG_FORMAT"}, Value: "text", Usage: "text or json"},
 		&cli.StringFlag{Name: "log-level", EnvVars: []string{"MAILHOOK_LOG_LEVEL"}, Value: "info", Usage: "debug, info, warn or error"},
-	}, egressFlags()...)
+	}
 }
 
 func workerConfig(c *cli.Context) (worker.Config, error) {
@@ -140,13 +157,9 @@ func workerHandler(w *worker.Worker, registry *prometheus.Registry) http.Handler
 }
 
 // serveHTTP serves until ctx ends, then lets requests finish.
-func serveHTTP(ctx context.Context, log *slog.Logger, address string, handler http.Handler) error {
+func serveHTTP(ctx context.Context, log *slog.Logger, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{
-		Addr: address, Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-	}
-	listener, err := listen(ctx, address)
-	if err != nil {
-		return err
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 	}
 	log.Info("listening", "address", listener.Addr().String())
 	stopped := make(chan error, 1)

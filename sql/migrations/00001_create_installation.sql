@@ -27,6 +27,7 @@ CREATE TABLE mailhook.installation (
   delivery_enabled boolean NOT NULL DEFAULT true,
   notify_enabled   boolean NOT NULL DEFAULT true,
   dedupe_window    interval NOT NULL DEFAULT '24 hours',
+  secret_key_id    text,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT installation_singleton_pkey PRIMARY KEY (singleton),
   CONSTRAINT installation_singleton_check CHECK (singleton),
@@ -37,6 +38,7 @@ INSERT INTO mailhook.installation DEFAULT VALUES;
 COMMENT ON TABLE mailhook.installation IS 'Settings of this installation that every worker must share: one row.';
 COMMENT ON COLUMN mailhook.installation.delivery_enabled IS 'false: the host keeps writing events, nothing is dispatched or sent (mailhook delivery off).';
 COMMENT ON COLUMN mailhook.installation.notify_enabled IS 'false: workers never arm the wakeup sequence, so no host transaction ever runs NOTIFY; workers poll. For hosts that use two-phase commit.';
+COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals secrets here, by the first process that started; another is refused. NULL: none yet.';
 COMMENT ON COLUMN mailhook.installation.dedupe_window IS 'How long a dedupe_key keeps later events with the same key from being delivered.';
 
 -- The code of this installation is a constant function, not a column: emit runs under the host''s

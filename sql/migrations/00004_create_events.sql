@@ -13,6 +13,7 @@ BEGIN
   END IF;
   -- LIKE, then ATTACH: CREATE TABLE … PARTITION OF would lock the parent against every insert.
   EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL)', partition, parent);
+  EXECUTE format('LOCK TABLE mailhook.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
   -- What came before its partition lies in DEFAULT, which must have none of the day's rows.
   EXECUTE format('WITH moved AS (DELETE FROM mailhook.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO mailhook.%I SELECT * FROM moved',
     parent || '_default', key_column, day::timestamptz, key_column, (day + 1)::timestamptz, partition);

@@ -28,7 +28,7 @@ INSERT INTO mailhook.event_types (name, description, sample) VALUES
    '{"recipient":"r@example.com","message_id":"abc123xyz","campaign_id":"123","bounce_type":"hard","smtp_code":550,"enhanced_code":"5.1.1","reason":"user unknown"}'),
   ('email.bounced.soft', 'The message has come back for now: the mailbox is full, or the server would not take it.',
    '{"recipient":"r@example.com","message_id":"abc123xyz","campaign_id":"123","bounce_type":"soft","smtp_code":452,"enhanced_code":"4.2.2","reason":"mailbox full"}'),
-  ('email.rejected', 'The platform has refused the message before sending it.',
+  ('email.rejected', 'The receiving server has rejected the message.',
    '{"recipient":"r@example.com","message_id":"abc123xyz","reason":"bad content"}'),
   ('email.blocked', 'The recipient''s server has refused the sender.',
    '{"recipient":"r@example.com","message_id":"abc123xyz","campaign_id":"123","dedicated_ip":"203.0.113.9","smtp_code":554,"enhanced_code":"5.7.1","reason":"listed"}'),
@@ -65,13 +65,7 @@ INSERT INTO mailhook.event_types (name, description, sample) VALUES
   ('trigger.fired', 'A trigger has acted.',
    '{"recipient":"r@example.com","subscriber_id":"320","trigger_id":"t1","trigger_name":"Birthday","action":"email_sent"}'),
   ('workflow.step', 'A recipient has come to a step of a workflow.',
-   '{"recipient":"r@example.com","subscriber_id":"320","workflow_id":"w1","workflow_name":"Onboarding","step_id":"s3","step_name":"Send day 3","action":"email_sent"}'),
-  ('subscription.failing', 'For operators: deliveries to a subscription keep failing. * does not include it.',
-   '{"subscription_id":"sub_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b","name":"My endpoint","consecutive_failures":20,"last_outcome":"http_5xx"}'),
-  ('subscription.suspended', 'For operators: mailhook has suspended a subscription. * does not include it.',
-   '{"subscription_id":"sub_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b","name":"My endpoint","status_reason":"gone","last_outcome":"http_410"}'),
-  ('subscription.recovered', 'For operators: deliveries to a subscription succeed again. * does not include it.',
-   '{"subscription_id":"sub_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b","name":"My endpoint"}');
+   '{"recipient":"r@example.com","subscriber_id":"320","workflow_id":"w1","workflow_name":"Onboarding","step_id":"s3","step_name":"Send day 3","action":"email_sent"}');
 
 -- +goose Down
 DROP TABLE mailhook.event_types;

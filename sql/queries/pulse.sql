@@ -8,6 +8,12 @@ SELECT i.delivery_enabled, i.notify_enabled,
   clock_timestamp()::timestamptz AS now
 FROM mailhook.installation AS i;
 
+-- ClaimMasterKey makes a master key that of the installation if it has none yet, and answers which it has.
+-- name: ClaimMasterKey :one
+UPDATE mailhook.installation AS i
+SET secret_key_id = coalesce(i.secret_key_id, @key_id::text)
+RETURNING i.secret_key_id::text;
+
 -- ListChangedSubscriptions names the subscriptions changed since @since, with the state that decides whether a request
 -- may start. A caller overlaps its calls by a minute, for transactions that commit late.
 -- name: ListChangedSubscriptions :many

@@ -70,23 +70,40 @@ WITH replay AS (
   WHERE r.id = @id::uuid AND r.state = 'running'
   FOR UPDATE SKIP LOCKED
 ),
-picked AS MATERIALIZED (
-  SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id
+-- A bounded number of events is read in a step, however few of them match.
+scanned AS MATERIALIZED (
+  SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id,
+    e.dispatched_at >= r.since AND e.dispatched_at < r.until
+      AND e.duplicate_of IS NULL
+      AND mailhook.event_type_ancestors(e.event_type) && s.event_types
+      AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
+      AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
+      AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
+      AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
+      AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip)) AS is_match
   FROM replay AS r
-  JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive'
+  JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id
   JOIN mailhook.events AS e ON e.account_id = r.account_id
     AND (e.inserted_at, e.id) > (r.after_inserted_at, r.after_id)
-  WHERE e.inserted_at < r.until
-    AND e.dispatched_at >= r.since AND e.dispatched_at < r.until
-    AND e.duplicate_of IS NULL
-    AND mailhook.event_type_ancestors(e.event_type) && s.event_types
-    AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
-    AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
-    AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
-    AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
-    AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+  WHERE r.may_release AND r.allowance > 0 AND e.inserted_at < r.until
   ORDER BY e.inserted_at, e.id
+  LIMIT @max_scanned::int
+),
+picked AS MATERIALIZED (
+  SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.subscription_id
+  FROM scanned AS x
+  WHERE x.is_match
+  ORDER BY x.inserted_at, x.id
   LIMIT (SELECT replay.allowance FROM replay)
+),
+-- Where this step has come to: the last one released when the rate stopped it, else the last one read.
+reached AS (
+  SELECT x.inserted_at, x.id
+  FROM scanned AS x
+  WHERE (SELECT count(*) FROM picked) < (SELECT replay.allowance FROM replay)
+    OR (x.inserted_at, x.id) <= (SELECT p.inserted_at, p.id FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1)
+  ORDER BY x.inserted_at DESC, x.id DESC
+  LIMIT 1
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
@@ -107,11 +124,11 @@ advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM inserted),
     advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
-    after_inserted_at = coalesce((SELECT p.inserted_at FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_inserted_at),
-    after_id = coalesce((SELECT p.id FROM picked AS p ORDER BY p.inserted_at DESC, p.id DESC LIMIT 1), r.after_id),
+    after_inserted_at = coalesce((SELECT reached.inserted_at FROM reached), r.after_inserted_at),
+    after_id = coalesce((SELECT reached.id FROM reached), r.after_id),
     state = CASE
       WHEN NOT replay.may_release THEN 'cancelled'
-      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
+      WHEN (SELECT count(*) FROM picked) < replay.allowance AND (SELECT count(*) FROM scanned) < @max_scanned::int THEN 'done'
       ELSE r.state
     END
   FROM replay

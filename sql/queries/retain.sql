@@ -20,12 +20,13 @@ WHERE i.inhparent = ('mailhook.' || @parent::text)::regclass
   AND c.relname ~ '_[0-9]{8}$'
 ORDER BY c.relname;
 
--- OldestNeededEvent is the inserted_at of the oldest event that an unfinished delivery or a kept dead letter needs;
--- infinity where none does.
+-- OldestNeededEvent is the inserted_at of the oldest event that an unfinished delivery, a kept dead letter or a row of the
+-- outbox needs; now where none does.
 -- name: OldestNeededEvent :one
 SELECT least(
   coalesce((SELECT min(d.event_inserted_at) FROM mailhook.deliveries AS d), 'infinity'),
   coalesce((SELECT min(l.event_inserted_at) FROM mailhook.dead_letters AS l), 'infinity'),
+  coalesce((SELECT o.inserted_at FROM mailhook.outbox AS o ORDER BY o.id LIMIT 1), 'infinity'),
   clock_timestamp())::timestamptz AS oldest;
 
 -- CountDefaultRows says how many rows lie in the DEFAULT partitions, up to 1,000 each: more than none is an alarm.
@@ -77,7 +78,8 @@ WHERE (k.account_id, k.dedupe_key) IN (
   SELECT x.account_id, x.dedupe_key FROM mailhook.dedupe_keys AS x
   WHERE x.seen_at < clock_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i)
   ORDER BY x.seen_at
-  LIMIT @max_rows::int);
+  LIMIT @max_rows::int
+  FOR UPDATE SKIP LOCKED);
 
 -- DropTestDeliveries removes test sends of more than an hour ago.
 -- name: DropTestDeliveries :execrows
