@@ -11,15 +11,22 @@ import (
 )
 
 const cancelDeadLetters = `-- name: CancelDeadLetters :execrows
-DELETE FROM mailhook.dead_letters AS l
-WHERE l.id = ANY (ARRAY(
-  SELECT x.id
-  FROM mailhook.subscriptions AS s
-  JOIN mailhook.dead_letters AS x ON x.subscription_id = s.id
-  WHERE s.deleted_at IS NOT NULL
-    AND s.updated_at >= $1::timestamptz
-  LIMIT $2::int
-  FOR UPDATE OF x SKIP LOCKED))
+WITH removed AS (
+  DELETE FROM mailhook.dead_letters AS l
+  WHERE l.id = ANY (ARRAY(
+    SELECT x.id
+    FROM mailhook.subscriptions AS s
+    JOIN mailhook.dead_letters AS x ON x.subscription_id = s.id
+    WHERE s.deleted_at IS NOT NULL
+      AND s.updated_at >= $1::timestamptz
+    LIMIT $2::int
+    FOR UPDATE OF x SKIP LOCKED))
+  RETURNING l.id
+)
+UPDATE mailhook.attempts AS a
+SET ended_as = 'cancelled', ended_reason = 'deleted'
+FROM removed AS r
+WHERE a.delivery_id = r.id AND a.ended_as = 'exhausted'
 `
 
 type CancelDeadLettersParams struct {
@@ -27,8 +34,8 @@ type CancelDeadLettersParams struct {
 	MaxRows      int32
 }
 
-// CancelDeadLetters removes the dead letters of deleted subscriptions: they can no longer be replayed, and their end
-// stays in attempts.
+// CancelDeadLetters removes the dead letters of deleted subscriptions: they can no longer be replayed. Their end in
+// attempts becomes cancelled: the one change that an appended row ever sees, so that a delivery still ends once.
 func (q *Queries) CancelDeadLetters(ctx context.Context, arg CancelDeadLettersParams) (int64, error) {
 	result, err := q.db.Exec(ctx, cancelDeadLetters, arg.ChangedSince, arg.MaxRows)
 	if err != nil {

@@ -104,6 +104,11 @@ func TestAnExhaustedDeliveryIsADeadLetter(t *testing.T) {
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts WHERE ended_as = 'exhausted' AND number = 2"); n != 2 {
 		t.Errorf("%d exhausted attempts", n)
 	}
+	b.Exec(t, "UPDATE mailhook.subscriptions SET deleted_at = now() WHERE id = $1", plain)
+	dbtest.Eventually(t, 10*time.Second, "the dead letter of the deleted one cancelled", func() bool {
+		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts WHERE subscription_id = $1 AND ended_as = 'cancelled' AND ended_reason = 'deleted'", plain) == 1 &&
+			dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.dead_letters") == 1
+	})
 	for id, want := range map[any]string{plain: "active", mailjet: "suspended schedule_ended"} {
 		if got := dbtest.QueryOne[string](t, b.DB, "SELECT concat_ws(' ', status, status_reason) FROM mailhook.subscriptions WHERE id = $1", id); got != want {
 			t.Errorf("%v is %s, want %s", id, got, want)

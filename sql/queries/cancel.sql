@@ -30,18 +30,25 @@ SELECT statement_timestamp(), mailhook.uuid7(statement_timestamp()), e.id, e.sub
 FROM ended AS e
 JOIN locked AS l ON l.id = e.id;
 
--- CancelDeadLetters removes the dead letters of deleted subscriptions: they can no longer be replayed, and their end
--- stays in attempts.
+-- CancelDeadLetters removes the dead letters of deleted subscriptions: they can no longer be replayed. Their end in
+-- attempts becomes cancelled: the one change that an appended row ever sees, so that a delivery still ends once.
 -- name: CancelDeadLetters :execrows
-DELETE FROM mailhook.dead_letters AS l
-WHERE l.id = ANY (ARRAY(
-  SELECT x.id
-  FROM mailhook.subscriptions AS s
-  JOIN mailhook.dead_letters AS x ON x.subscription_id = s.id
-  WHERE s.deleted_at IS NOT NULL
-    AND s.updated_at >= @changed_since::timestamptz
-  LIMIT @max_rows::int
-  FOR UPDATE OF x SKIP LOCKED));
+WITH removed AS (
+  DELETE FROM mailhook.dead_letters AS l
+  WHERE l.id = ANY (ARRAY(
+    SELECT x.id
+    FROM mailhook.subscriptions AS s
+    JOIN mailhook.dead_letters AS x ON x.subscription_id = s.id
+    WHERE s.deleted_at IS NOT NULL
+      AND s.updated_at >= @changed_since::timestamptz
+    LIMIT @max_rows::int
+    FOR UPDATE OF x SKIP LOCKED))
+  RETURNING l.id
+)
+UPDATE mailhook.attempts AS a
+SET ended_as = 'cancelled', ended_reason = 'deleted'
+FROM removed AS r
+WHERE a.delivery_id = r.id AND a.ended_as = 'exhausted';
 
 -- ExpireHeld ends deliveries that were held longer than @max_age: dead letters with the reason expired.
 -- name: ExpireHeld :execrows
