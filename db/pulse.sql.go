@@ -70,7 +70,7 @@ SELECT s.id, s.account_id, s.version, s.url, s.format, s.headers_sealed, s.heade
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
   s.max_in_flight, s.rate_limit_per_second,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
-  (s.status = 'active' AND NOT EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended'))::boolean AS may_start,
+  (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,
   coalesce(k.key_ids, '{}')::text[] AS secret_key_ids,
   coalesce(k.sealed, '{}')::bytea[] AS secrets_sealed,
   -- To be read again then: secrets expire.

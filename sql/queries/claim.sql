@@ -34,8 +34,8 @@ open AS MATERIALIZED (
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL
-    AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = s.account_id AND acc.status = 'suspended')
-    AND NOT EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > statement_timestamp())
+    AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
+    AND coalesce((SELECT h.open_until FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id), '-infinity') <= statement_timestamp()
 ),
 locked AS MATERIALIZED (
   SELECT due.id, due.event_inserted_at, due.event_id, o.step

@@ -147,12 +147,13 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 -- The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
--- gets the events inserted after it.
+-- gets the events inserted after it. Account and health are asked by scalar subqueries: for an EXISTS the planner may
+-- hash the whole table.
 matched AS (
   SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.max_in_flight, s.rate_limit_per_second,
     s.status = 'active'
-      AND NOT EXISTS (SELECT FROM mailhook.accounts AS acc WHERE acc.id = a.account_id AND acc.status = 'suspended')
-      AND NOT EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > statement_timestamp())
+      AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
+      AND coalesce((SELECT h.open_until FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id), '-infinity') <= statement_timestamp()
       AS may_start
   FROM accepted AS a
   CROSS JOIN LATERAL unnest(mailhook.event_type_ancestors(a.event_type)) AS node (event_type)
