@@ -381,3 +381,34 @@ func TestSlowEndpointsLeaveRoomForHealthyOnes(t *testing.T) {
 		t.Error("40 slow endpoints: an event for a healthy one was not sent within 5s of its commit")
 	}
 }
+
+// A replay reads a bounded number of events in a step, and comes to its end however few of them match.
+func TestAReplayOfFewAmongMany(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "form", "status = 'paused'")
+	w := b.idleWorker(t, b.config())
+	b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at)
+		SELECT now() - interval '1 minute' + n * interval '1 second', n, 'default', CASE WHEN n IN (5, 9) THEN 'form.submitted' ELSE 'email.sent' END, now(), now() - interval '1 minute'
+		FROM generate_series(1, 10) AS n`)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, advanced_at)
+		VALUES ($1, 'default', now() - interval '1 hour', now(), 'all', 1000, 2, now() - interval '1 hour')`, id)
+	replay := dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays")
+	for step := 1; ; step++ {
+		row, err := w.q.AdvanceEventReplay(t.Context(), db.AdvanceEventReplayParams{ID: replay, MaxScanned: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row.State == "done" {
+			break
+		}
+		if step == 5 {
+			t.Fatalf("not done after %d steps of 3 of 10 events", step)
+		}
+		// As if the time that the rate asks for had passed.
+		b.Exec(t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 hour'")
+	}
+	if got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg(event_id::text, ' ' ORDER BY event_id) FROM mailhook.deliveries"); got != "5 9" {
+		t.Errorf("released %s", got)
+	}
+}
