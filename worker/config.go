@@ -12,7 +12,7 @@ import (
 	"mailhook/db"
 )
 
-// A Config is what one worker process needs to know. Take DefaultConfig and change it.
+// A Config is what one worker needs to know. Take DefaultConfig and change it.
 type Config struct {
 	// DatabaseURL is a PostgreSQL connection string.
 	DatabaseURL string

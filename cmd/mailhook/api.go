@@ -11,12 +11,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/urfave/cli/v2"
 
 	"mailhook/db"
 	"mailhook/httpapi"
-	"mailhook/worker"
 )
 
 const defaultListen = "127.0.0.1:8080"
@@ -63,25 +61,29 @@ func serveCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "serve",
 		Usage: "worker and API in one process",
-		Flags: append(workerFlags(), apiFlags()...),
+		Flags: append(workerFlags(databaseFlag()), apiFlags()...),
 		Action: func(c *cli.Context) error {
-			cfg, err := workerConfig(c)
+			url, err := databaseURL(c)
+			if err != nil {
+				return err
+			}
+			cfg, err := workerConfig(c, url)
 			if err != nil {
 				return err
 			}
 			registry := newRegistry()
 			cfg.Registry = registry
-			w, err := worker.New(c.Context, cfg)
+			all, err := newWorkers(c.Context, cfg, []string{url})
 			if err != nil {
 				return err
 			}
-			handler, closePool, err := apiHandler(c, cfg.DatabaseURL, cfg.Log, registry, w.Ready)
+			handler, closePool, err := apiHandler(c, url, cfg.Log, registry, all.ready)
 			if err != nil {
-				w.Close()
+				all.close()
 				return err
 			}
 			defer closePool()
-			return runWorker(c, cfg, w, handler)
+			return runWorkers(c, cfg.Log, all, handler)
 		},
 	}
 }
@@ -98,7 +100,7 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	}
 	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
 	cfg.Version, cfg.Logger = version(), log
-	cfg.Metrics, cfg.Ready = promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), ready
+	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
 	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10})
 	if err != nil {
 		return nil, nil, err

@@ -18,12 +18,16 @@ func demoCommand() *cli.Command {
 not be installed yet, and takes out at the end all that it made.
 Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "database-url", EnvVars: []string{"MAILHOOK_DATABASE_URL"}, Usage: "a database to use; without it a private PostgreSQL is started"},
+			urlFlag("a database to use; without it a private PostgreSQL is started", "MAILHOOK_DATABASE_URL"),
 			&cli.DurationFlag{Name: "duration", EnvVars: []string{"MAILHOOK_DEMO_DURATION"}, Value: 15 * time.Second, Usage: "how long the mail platform works; Ctrl-C ends it sooner"},
 		},
 		Action: func(c *cli.Context) error {
+			url, err := givenURL(c)
+			if err != nil {
+				return err
+			}
 			return demo.Run(c.Context, demo.Config{
-				DatabaseURL: c.String("database-url"), Duration: c.Duration("duration"), Out: c.App.Writer, Version: version(),
+				DatabaseURL: url, Duration: c.Duration("duration"), Out: c.App.Writer, Version: version(),
 				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 			})
 		},

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -14,23 +16,87 @@ import (
 // Flags that several commands take. Every flag has an environment name.
 
 func databaseFlag() cli.Flag {
-	return &cli.StringFlag{
-		Name: "database-url", EnvVars: []string{"MAILHOOK_DATABASE_URL", "DATABASE_URL"},
-		Usage: "the host's PostgreSQL; without it the PG* variables count (PGHOST, PGUSER, …)",
+	return urlFlag("the host's PostgreSQL; without it the PG* variables count (PGHOST, PGUSER, …)", "MAILHOOK_DATABASE_URL", "DATABASE_URL")
+}
+
+func databasesFlag() cli.Flag {
+	return urlFlag("the host's PostgreSQL; repeat it for several databases, each of which gets a worker of its own in this process; without it the PG* variables count (PGHOST, PGUSER, …)",
+		"MAILHOOK_DATABASE_URL", "DATABASE_URL")
+}
+
+// A databaseURLFlag notes every --database-url, so that none is silently the last. It is not the library's slice flag:
+// that one splits at commas, and a connection string may have several hosts.
+type databaseURLFlag struct{ *cli.GenericFlag }
+
+func urlFlag(usage string, environment ...string) cli.Flag {
+	return databaseURLFlag{&cli.GenericFlag{Name: "database-url", EnvVars: environment, Value: &urlList{}, Usage: usage}}
+}
+
+// Apply reads the environment, which holds one URL; any flag takes its place.
+func (f databaseURLFlag) Apply(set *flag.FlagSet) error {
+	err := f.GenericFlag.Apply(set)
+	f.Value.(*urlList).replaceable = true
+	return err
+}
+
+type urlList struct {
+	urls        []string
+	replaceable bool
+}
+
+func (l *urlList) Set(url string) error {
+	if l.replaceable {
+		l.urls, l.replaceable = nil, false
+	}
+	l.urls = append(l.urls, url)
+	return nil
+}
+
+// String is empty: the library quotes it in its messages.
+func (l *urlList) String() string { return "" }
+
+// givenURLs are the connection strings of the flag, or the one of the environment.
+func givenURLs(c *cli.Context) []string { return c.Generic("database-url").(*urlList).urls }
+
+// givenURL is the only one of them, if any.
+func givenURL(c *cli.Context) (string, error) {
+	switch urls := givenURLs(c); len(urls) {
+	case 0:
+		return "", nil
+	case 1:
+		return urls[0], nil
+	default:
+		return "", usagef("%s works on one database, but --database-url is given %d times: only mailhook worker takes several", c.Command.HelpName, len(urls))
 	}
 }
 
-// databaseURL is the connection string of the flag, or an empty one that makes pgx read the PG* variables.
-func databaseURL(c *cli.Context) (string, error) {
-	if url := c.String("database-url"); url != "" {
-		return url, nil
+// databaseURLs are the connection strings given, or one that makes pgx read the PG* variables.
+func databaseURLs(c *cli.Context) ([]string, error) {
+	urls := givenURLs(c)
+	if len(urls) > 1 && slices.Contains(urls, "") {
+		return nil, usagef("one of %d --database-url is empty", len(urls))
+	}
+	if len(urls) > 0 && urls[0] != "" {
+		return urls, nil
 	}
 	for _, name := range []string{"PGHOST", "PGSERVICE", "PGDATABASE", "PGUSER"} {
 		if os.Getenv(name) != "" {
-			return "application_name=mailhook", nil
+			return []string{"application_name=mailhook"}, nil
 		}
 	}
-	return "", usagef("no database: set --database-url, MAILHOOK_DATABASE_URL, DATABASE_URL or the PG* variables")
+	return nil, usagef("no database: set --database-url, MAILHOOK_DATABASE_URL, DATABASE_URL or the PG* variables")
+}
+
+// databaseURL is for the commands that work on one database.
+func databaseURL(c *cli.Context) (string, error) {
+	if _, err := givenURL(c); err != nil {
+		return "", err
+	}
+	urls, err := databaseURLs(c)
+	if err != nil {
+		return "", err
+	}
+	return urls[0], nil
 }
 
 func keyringFlag() cli.Flag {

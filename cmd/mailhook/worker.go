@@ -22,36 +22,42 @@ func workerCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "worker",
 		Usage: "dispatch and deliver; run as many as you like, on as many machines",
-		Flags: append(workerFlags(), listenFlag("", "address for healthz, readyz and metrics; none without it")),
+		Flags: append(workerFlags(databasesFlag()), listenFlag("", "address for healthz, readyz and metrics; none without it")),
 		Action: func(c *cli.Context) error {
-			cfg, err := workerConfig(c)
+			urls, err := databaseURLs(c)
+			if err != nil {
+				return err
+			}
+			cfg, err := workerConfig(c, urls[0])
 			if err != nil {
 				return err
 			}
 			registry := newRegistry()
 			cfg.Registry = registry
-			w, err := worker.New(c.Context, cfg)
+			all, err := newWorkers(c.Context, cfg, urls)
 			if err != nil {
 				return err
 			}
-			return runWorker(c, cfg, w, workerHandler(w, registry))
+			return runWorkers(c, cfg.Log, all, workerHandler(all, registry))
 		},
 	}
 }
 
-// runWorker runs a worker, and serves a handler beside it if there is an address to listen on: opened first, so that a
-// taken port is said before any work begins.
-func runWorker(c *cli.Context, cfg worker.Config, w *worker.Worker, handler http.Handler) error {
+// runWorkers runs the workers, and serves a handler beside them if there is an address to listen on: opened first, so
+// that a taken port is said before any work begins.
+func runWorkers(c *cli.Context, log *slog.Logger, all workers, handler http.Handler) error {
 	group, ctx := errgroup.WithContext(c.Context)
 	if address := c.String("listen"); address != "" {
 		listener, err := listen(ctx, address)
 		if err != nil {
-			w.Close()
+			all.close()
 			return err
 		}
-		group.Go(func() error { return serveHTTP(ctx, cfg.Log, listener, handler) })
+		group.Go(func() error { return serveHTTP(ctx, log, listener, handler) })
 	}
-	group.Go(func() error { return w.Run(ctx) })
+	for _, w := range all {
+		group.Go(func() error { return w.run(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -59,14 +65,14 @@ func listenFlag(value, usage string) cli.Flag {
 	return &cli.StringFlag{Name: "listen", EnvVars: []string{"MAILHOOK_LISTEN"}, Value: value, Usage: usage}
 }
 
-func workerFlags() []cli.Flag {
+func workerFlags(database cli.Flag) []cli.Flag {
 	d := worker.DefaultConfig()
 	return append([]cli.Flag{
-		databaseFlag(), keyringFlag(),
-		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "deliveries held in memory, and so requests under way"},
-		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory"},
+		database, keyringFlag(),
+		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "deliveries held in memory, and so requests under way, for each database"},
+		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory, for each database"},
 		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
-		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "database connections that work; one more listens"},
+		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "connections to each database that work; one more listens"},
 		&cli.DurationFlag{Name: "poll-interval", EnvVars: []string{"MAILHOOK_POLL_INTERVAL"}, Value: d.PollInterval, Usage: "the longest a sleeping worker relies on notifications"},
 		&cli.DurationFlag{Name: "claim-interval", EnvVars: []string{"MAILHOOK_CLAIM_INTERVAL"}, Value: d.ClaimInterval, Usage: "how often due retries are looked for"},
 		&cli.DurationFlag{Name: "grace", EnvVars: []string{"MAILHOOK_GRACE"}, Value: d.Grace, Usage: "how long a stopping worker lets requests finish"},
@@ -86,12 +92,10 @@ func logFlags() []cli.Flag {
 	}
 }
 
-func workerConfig(c *cli.Context) (worker.Config, error) {
+func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg := worker.DefaultConfig()
+	cfg.DatabaseURL = databaseURL
 	var err error
-	if cfg.DatabaseURL, err = databaseURL(c); err != nil {
-		return cfg, err
-	}
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return cfg, err
 	}
@@ -141,19 +145,25 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// workerHandler answers for a worker's health: healthz that the process lives, readyz that its loops make progress.
-func workerHandler(w *worker.Worker, registry *prometheus.Registry) http.Handler {
+// workerHandler answers for the workers' health: healthz that the process lives, readyz that all loops make progress.
+func workerHandler(all workers, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprintln(out, "ok") })
 	mux.HandleFunc("GET /readyz", func(out http.ResponseWriter, _ *http.Request) {
-		if err := w.Ready(); err != nil {
+		if err := all.ready(); err != nil {
 			http.Error(out, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(out, "ok")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metricsHandler(registry))
 	return mux
+}
+
+// metricsHandler leaves out what a database that does not answer would say, and tells the rest: the other databases'
+// metrics, and the count of failed calls.
+func metricsHandler(registry *prometheus.Registry) http.Handler {
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
 // serveHTTP serves until ctx ends, then lets requests finish.
