@@ -45,7 +45,8 @@ generated: $(TOOLS)
 	$(BIN)/sqlc diff
 
 bench: build
-	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin ROW=$(ROW) go run ./bench
+	cd bench && go build -o $(BIN)/bench .
+	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin MAILHOOK_BIN=$(BIN)/mailhook ROW=$(ROW) PROFILE=$(PROFILE) $(BIN)/bench
 
 # Not part of check: it asks a database on the internet, which a gate should not depend on.
 vuln:

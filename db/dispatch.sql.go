@@ -107,6 +107,10 @@ quarantined AS (
   WHERE c.refused IS NOT NULL
   RETURNING id
 ),
+types AS MATERIALIZED (
+  SELECT d.event_type, mailhook.event_type_ancestors(d.event_type) AS nodes
+  FROM (SELECT DISTINCT c.event_type FROM checked AS c WHERE c.refused IS NULL) AS d
+),
 keyed AS (
   INSERT INTO mailhook.dedupe_keys AS k (account_id, dedupe_key, event_inserted_at, event_id)
   SELECT DISTINCT ON (c.account_id, c.dedupe_key) c.account_id, c.dedupe_key, c.inserted_at, c.id
@@ -150,14 +154,8 @@ matched AS (
       AND coalesce((SELECT h.open_until FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id), '-infinity') <= statement_timestamp()
       AS may_start
   FROM accepted AS a
-  CROSS JOIN LATERAL unnest(mailhook.event_type_ancestors(a.event_type)) AS node (event_type)
-  -- OFFSET 0: always one probe a node, never all rows of the account.
-  CROSS JOIN LATERAL (
-    SELECT t.subscription_id
-    FROM mailhook.subscription_event_types AS t
-    WHERE t.account_id = a.account_id AND t.event_type = node.event_type
-    OFFSET 0
-  ) AS named
+  JOIN types ON types.event_type = a.event_type
+  JOIN mailhook.subscription_event_types AS named ON named.event_type = ANY (types.nodes) AND named.account_id = a.account_id
   JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
@@ -264,6 +262,7 @@ type DispatchRow struct {
 // By number and by bytes; the first one always, however large.
 // ” counts as absent; bounce_type and message_class make the leaf type.
 // The limits, first the cheap ones. jsonb is asked only about the two spellings it is known to refuse.
+// Once for each type of the batch: the nodes that a subscription may name to get it.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it. Account and health are asked by scalar subqueries: for an EXISTS the planner may

@@ -1,9 +1,9 @@
 package db
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +21,11 @@ type EventID struct {
 
 // String is the public form: evt_, inserted_at in microseconds, the outbox id, the installation code.
 func (e EventID) String() string {
-	return fmt.Sprintf("evt_%016x%016x%s", uint64(e.InsertedAt.UnixMicro()), uint64(e.ID), e.Installation) //nolint:gosec // two's complement, as to_hex writes it
+	var key [16]byte
+	binary.BigEndian.PutUint64(key[:8], uint64(e.InsertedAt.UnixMicro())) //nolint:gosec // two's complement, as to_hex writes it
+	binary.BigEndian.PutUint64(key[8:], uint64(e.ID))                     //nolint:gosec // as above
+	text := append(make([]byte, 0, 44), "evt_"...)
+	return string(append(hex.AppendEncode(text, key[:]), e.Installation...))
 }
 
 // ErrBadID is the error of every id that has not the form of its kind.

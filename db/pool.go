@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
 )
 
 // A Role says what a process does with its sessions; it decides their settings.
@@ -16,8 +17,8 @@ type Role struct {
 	// IndexOnly keeps the planner from scanning whole tables. For the worker: all of its statements have an index for
 	// every step, and the statistics of tables that fill and empty in seconds mislead the planner.
 	IndexOnly bool
-	// GenericPlans plans a statement once for a session, not for each call. For dispatch, heartbeat and pulse: their plans leave no choice
-	// (each step has one index), and planning was four fifths of a dispatch. A claim has a choice that a plan made on an
+	// GenericPlans plans a statement once for a session, not for each call. For dispatch, record, heartbeat and pulse: their plans leave no
+	// choice (each step has one index), and planning was four fifths of a small dispatch. A claim has a choice that a plan made on an
 	// empty table gets wrong.
 	GenericPlans bool
 	// AsyncCommit lets a commit return before it is on disk. For the worker: what a crash of the database
@@ -39,7 +40,11 @@ func Open(ctx context.Context, url string, role Role) (*pgxpool.Pool, error) {
 	}
 	config.MaxConns = role.MaxConns
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
-	config.AfterConnect = role.pin
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		// Without it every uuid goes through its text.
+		pgxuuid.Register(conn.TypeMap())
+		return role.pin(ctx, conn)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("set up pool: %w", err)

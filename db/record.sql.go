@@ -48,25 +48,26 @@ func (q *Queries) BuryUnrecordable(ctx context.Context, arg BuryUnrecordablePara
 const record = `-- name: Record :many
 WITH outcomes AS MATERIALIZED (
   SELECT unnest($1::uuid[]) AS delivery_id,
-    unnest($2::uuid[]) AS lease_id,
-    unnest($3::text[]) AS outcome,
-    unnest($4::boolean[]) AS delivered,
-    unnest($5::boolean[]) AS suspends,
-    unnest($6::int[]) AS status_code,
-    unnest($7::int[]) AS age_ms,
-    unnest($8::int[]) AS duration_ms,
-    unnest($9::bigint[]) AS retry_after_ms,
-    unnest($10::bytea[]) AS excerpt
+    unnest($2::uuid[]) AS attempt_id,
+    unnest($3::uuid[]) AS lease_id,
+    unnest($4::text[]) AS outcome,
+    unnest($5::boolean[]) AS delivered,
+    unnest($6::boolean[]) AS suspends,
+    unnest($7::int[]) AS status_code,
+    unnest($8::int[]) AS age_ms,
+    unnest($9::int[]) AS duration_ms,
+    unnest($10::bigint[]) AS retry_after_ms,
+    unnest($11::bytea[]) AS excerpt
 ),
 fenced AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
+    o.attempt_id, o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
   FROM outcomes AS o
   JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
   FOR UPDATE OF d
 ),
 decided AS MATERIALIZED (
-  SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at, f.outcome, f.delivered, f.suspends, f.status_code, f.age_ms, f.duration_ms, f.retry_after_ms, f.excerpt,
+  SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at, f.attempt_id, f.outcome, f.delivered, f.suspends, f.status_code, f.age_ms, f.duration_ms, f.retry_after_ms, f.excerpt,
     CASE
       WHEN f.delivered THEN 'delivered'
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
@@ -83,7 +84,8 @@ decided AS MATERIALIZED (
       least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')) AS next_attempt_at,
     coalesce(s.suspend_when_exhausted, false) AS suspend_when_exhausted
   FROM fenced AS f
-  LEFT JOIN mailhook.subscriptions AS s ON s.id = f.subscription_id
+  -- Only a failure asks for its subscription: the probe of a NULL costs nothing.
+  LEFT JOIN mailhook.subscriptions AS s ON s.id = CASE WHEN NOT f.delivered THEN f.subscription_id END
   CROSS JOIN LATERAL (
     SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
   ) AS scheduled
@@ -101,7 +103,7 @@ put_off AS (
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
     number, duration_ms, status_code, outcome, response_excerpt, ended_as, ended_reason, delivery_created_at)
-  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', mailhook.uuid7(statement_timestamp()), x.id, x.subscription_id, x.account_id,
+  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', x.attempt_id, x.id, x.subscription_id, x.account_id,
     x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.duration_ms, nullif(x.status_code, 0), x.outcome, x.excerpt,
     x.ended_as, x.ended_reason, x.created_at
   FROM decided AS x
@@ -143,12 +145,14 @@ suspended AS (
       ORDER BY g.id
       FOR UPDATE))
 )
-SELECT x.id AS delivery_id, coalesce(x.ended_as, '')::text AS ended_as
+SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries
 FROM decided AS x
+GROUP BY x.ended_as
 `
 
 type RecordParams struct {
 	DeliveryIDs   []uuid.UUID
+	AttemptIDs    []uuid.UUID
 	LeaseIDs      []uuid.UUID
 	Outcomes      []string
 	Delivered     []bool
@@ -161,14 +165,14 @@ type RecordParams struct {
 }
 
 type RecordRow struct {
-	DeliveryID uuid.UUID
 	EndedAs    string
+	Deliveries int64
 }
 
 // Record writes a batch of outcomes in one statement: each delivery is deleted or put off by its schedule, its attempt
 // is appended, the exhausted become dead letters, and the health of the subscriptions follows. Only rows that pass the
-// fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer is one row for each outcome that
-// passed; what is missing from it is stale.
+// fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer counts the outcomes that passed, by
+// how their deliveries ended (”: they go on); what is missing from it is stale.
 //
 // What to do is decided by the caller (outcome.go): @delivered and @suspends. When to do it is computed here, by the
 // database's clock: @age_ms is how long before this statement the attempt began.
@@ -177,6 +181,7 @@ type RecordRow struct {
 func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, error) {
 	rows, err := q.db.Query(ctx, record,
 		arg.DeliveryIDs,
+		arg.AttemptIDs,
 		arg.LeaseIDs,
 		arg.Outcomes,
 		arg.Delivered,
@@ -194,7 +199,7 @@ func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, er
 	items := []RecordRow{}
 	for rows.Next() {
 		var i RecordRow
-		if err := rows.Scan(&i.DeliveryID, &i.EndedAs); err != nil {
+		if err := rows.Scan(&i.EndedAs, &i.Deliveries); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -27,7 +27,7 @@ type Config struct {
 	MaxBodyBytes int64
 	// BatchRows bounds the outbox rows of one dispatch.
 	BatchRows int
-	// Connections is how many sessions work, two of them for dispatch, heartbeat and pulse alone; one more listens.
+	// Connections is how many sessions work, three of them for dispatch, record, heartbeat and pulse alone; one more listens.
 	Connections int
 
 	// PollInterval is the longest a sleeping worker trusts notifications.
@@ -97,8 +97,8 @@ func (c Config) Validate() error {
 		return errors.New("--batch-rows must be 1 to 10000")
 	case c.MaxBodyBytes < 1<<20:
 		return errors.New("--max-body-bytes must be at least 1 MiB")
-	case c.Connections < 4:
-		return errors.New("--connections must be at least 4")
+	case c.Connections < 5:
+		return errors.New("--connections must be at least 5")
 	case c.PollInterval < 100*time.Millisecond || c.ClaimInterval < 10*time.Millisecond:
 		return errors.New("--poll-interval must be at least 100ms and --claim-interval at least 10ms")
 	case c.ExcerptBytes < 0 || c.ExcerptBytes > 64<<10:

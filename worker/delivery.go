@@ -25,8 +25,29 @@ type event struct {
 	isTest       bool
 	holders      int // deliveries in memory; guarded by leases.mu
 	renderOnce   sync.Once
+	text         string // the public id
 	rendered     []byte
 	renderFailed error
+}
+
+// publicID is the id that receivers see.
+func (e *event) publicID() string {
+	e.render()
+	return e.text
+}
+
+// body is the request body in format standard. It is rendered once for all deliveries of the event, and is the same
+// over retries.
+func (e *event) body() ([]byte, error) {
+	e.render()
+	return e.rendered, e.renderFailed
+}
+
+func (e *event) render() {
+	e.renderOnce.Do(func() {
+		e.text = e.id.String()
+		e.rendered, e.renderFailed = renderStandard(e)
+	})
 }
 
 // size is what the event takes in memory, about: its data, and the body made of it.

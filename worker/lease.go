@@ -58,10 +58,27 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	}
 }
 
-// done gives up one delivery: recorded, or given back.
-func (l *leases) done(d *delivery) {
+// recorded gives up the deliveries of outcomes.
+func (l *leases) recorded(batch []outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, o := range batch {
+		l.drop(o.delivery)
+	}
+	l.tell()
+}
+
+// returned gives up deliveries that were not started.
+func (l *leases) returned(batch []returned) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range batch {
+		l.drop(r.delivery)
+	}
+	l.tell()
+}
+
+func (l *leases) drop(d *delivery) {
 	if l.remembered[d.leaseID]--; l.remembered[d.leaseID] == 0 {
 		delete(l.remembered, d.leaseID)
 	}
@@ -75,6 +92,10 @@ func (l *leases) done(d *delivery) {
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
 	}
+}
+
+// tell wakes those who wait for room.
+func (l *leases) tell() {
 	close(l.freed)
 	l.freed = make(chan struct{})
 }
@@ -207,9 +228,7 @@ func (w *Worker) giveBack(ctx context.Context) {
 			return err
 		})
 		w.complain(ctx, "give back deliveries", err) // reconcileLeases will
-		for _, r := range batch {
-			w.leases.done(r.delivery)
-		}
+		w.leases.returned(batch)
 	}
 }
 

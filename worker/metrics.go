@@ -86,12 +86,15 @@ func (m *metrics) attempted(o outcome) {
 	m.attemptSeconds.Observe(o.duration.Seconds())
 }
 
-func (m *metrics) ended(rows []db.RecordRow) {
+// ended counts the deliveries that a batch has ended, and answers how many outcomes were recorded.
+func (m *metrics) ended(rows []db.RecordRow) (recorded int) {
 	for _, row := range rows {
+		recorded += int(row.Deliveries)
 		if row.EndedAs != "" {
-			m.deliveriesEnded.WithLabelValues(row.EndedAs).Inc()
+			m.deliveriesEnded.WithLabelValues(row.EndedAs).Add(float64(row.Deliveries))
 		}
 	}
+	return recorded
 }
 
 func (m *metrics) dispatched(rows []db.DispatchRow) {

@@ -24,9 +24,7 @@ func (w *Worker) record(ctx context.Context) {
 		started := time.Now()
 		w.recordAll(ctx, batch)
 		w.metrics.recordSeconds.Observe(time.Since(started).Seconds())
-		for _, o := range batch {
-			w.leases.done(o.delivery)
-		}
+		w.leases.recorded(batch)
 	}
 }
 
@@ -36,10 +34,9 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 	written, failed := 0, false
 	err := w.persist(ctx, "record", func(ctx context.Context) error {
 		params.AgesMS = ages(batch)
-		rows, err := w.q.Record(ctx, params)
+		rows, err := w.urgentQ.Record(ctx, params)
 		if err == nil {
-			written = len(rows)
-			w.metrics.ended(rows)
+			written = w.metrics.ended(rows)
 		}
 		failed = failed || err != nil
 		w.state.set(func(s *pulseState) { s.recording = err == nil || isDataError(err) })
@@ -72,11 +69,11 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 func recordParams(batch []outcome) db.RecordParams {
 	n := len(batch)
 	p := db.RecordParams{
-		DeliveryIDs: make([]uuid.UUID, n), LeaseIDs: make([]uuid.UUID, n), Outcomes: make([]string, n), Delivered: make([]bool, n), Suspends: make([]bool, n),
+		DeliveryIDs: make([]uuid.UUID, n), AttemptIDs: make([]uuid.UUID, n), LeaseIDs: make([]uuid.UUID, n), Outcomes: make([]string, n), Delivered: make([]bool, n), Suspends: make([]bool, n),
 		StatusCodes: make([]int32, n), DurationsMS: make([]int32, n), RetryAftersMS: make([]int64, n), Excerpts: make([][]byte, n),
 	}
 	for i, o := range batch {
-		p.DeliveryIDs[i], p.LeaseIDs[i] = o.delivery.id, o.delivery.leaseID
+		p.DeliveryIDs[i], p.AttemptIDs[i], p.LeaseIDs[i] = o.delivery.id, uuid.Must(uuid.NewV7()), o.delivery.leaseID
 		p.Outcomes[i], p.Delivered[i], p.Suspends[i] = o.word, o.delivered(), o.suspends()
 		p.StatusCodes[i], p.DurationsMS[i] = int32(o.statusCode), int32(o.duration.Milliseconds()) //nolint:gosec // bounded by HTTP and the timeout
 		p.RetryAftersMS[i], p.Excerpts[i] = o.retryAfter.Milliseconds(), o.excerpt

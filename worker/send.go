@@ -1,16 +1,13 @@
 package worker
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"io"
 	"net/http"
-	"net/http/httptrace"
-	"net/textproto"
-	"sync/atomic"
 	"time"
 )
+
+// senderIdle is how long a goroutine that sends waits for another delivery.
+const senderIdle = 10 * time.Second
 
 // client sends requests. One for the process: its connections are reused.
 type client struct {
@@ -40,81 +37,15 @@ func newClient(cfg Config) *client {
 
 func (c *client) close() { c.transport.CloseIdleConnections() }
 
-// attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
-// answer too, ends with the subscription's timeout.
+// attempt makes one request with a sender of its own.
 func (c *client) attempt(ctx context.Context, s *subscription, d *delivery) outcome {
-	o := outcome{delivery: d, startedAt: time.Now()}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	var connected atomic.Bool
-	request, err := c.request(ctx, s, d, &connected, o.startedAt)
-	if err != nil {
-		o.word = outcomeRenderFailed
-		if errors.Is(err, errNoSecret) {
-			o.word = outcomeNoSecret
-		}
-		return o
-	}
-	if !c.insecure && request.URL.Scheme != "https" {
-		o.word = outcomeBlockedAddress
-		return o
-	}
-	response, err := c.transport.RoundTrip(request)
-	if err != nil {
-		o.word = errorOutcome(err, connected.Load())
-		o.duration = time.Since(o.startedAt)
-		return o
-	}
-	defer response.Body.Close() //nolint:errcheck // nothing to do about it
-	o.word = statusOutcome(response.StatusCode)
-	o.statusCode = response.StatusCode
-	o.retryAfter = retryAfter(response.Header, time.Now())
-	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		o.excerpt = c.read(response.Body)
-	}
-	o.duration = time.Since(o.startedAt)
-	return o
+	sender := c.newSender(ctx)
+	defer sender.close()
+	return sender.attempt(s, d)
 }
 
-// read keeps the first bytes of an answer, and reads a little further so that the connection can be used again.
-func (c *client) read(body io.Reader) []byte {
-	excerpt, err := io.ReadAll(io.LimitReader(body, int64(c.excerptBytes)))
-	if err == nil {
-		io.CopyN(io.Discard, body, 16<<10) //nolint:errcheck // the status has decided
-	}
-	return excerpt
-}
-
-func (c *client) request(ctx context.Context, s *subscription, d *delivery, connected *atomic.Bool, now time.Time) (*http.Request, error) {
-	body, err := d.event.body()
-	if err != nil {
-		return nil, err
-	}
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:        func(httptrace.GotConnInfo) { connected.Store(true) },
-		Got1xxResponse: func(int, textproto.MIMEHeader) error { return errInterim },
-	})
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
-	if err != nil {
-		return nil, errors.New("the URL cannot be parsed")
-	}
-	for name, value := range s.headers {
-		request.Header.Set(name, value)
-	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("User-Agent", c.userAgent)
-	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
-	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
-	request.Header["Idempotency-Key"] = nil
-	if err := sign(request.Header, d.event.id.String(), now, body, s.keys); err != nil {
-		return nil, err
-	}
-	return request, nil
-}
-
-// start takes deliveries that this worker has just leased to their ends: one goroutine each, of which there are never
-// more than MaxInFlight.
+// start takes deliveries that this worker has just leased to their ends, side by side: each by a goroutine that has
+// nothing to do, or by a new one. There are never more than MaxInFlight.
 func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 	if len(deliveries) == 0 {
 		return
@@ -123,19 +54,43 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 		w.complain(ctx, "load subscriptions", err)
 	}
 	for _, d := range deliveries {
-		go w.deliver(ctx, d)
+		select {
+		case w.started <- d:
+		default:
+			go w.send(ctx, d)
+		}
+	}
+}
+
+// send takes one delivery after the other, until none has come for a while: goroutines that live on keep the stack that
+// a request grows, which was a tenth of the worker's CPU time.
+func (w *Worker) send(ctx context.Context, d *delivery) {
+	sender := w.client.newSender(ctx)
+	defer sender.close()
+	idle := time.NewTimer(senderIdle)
+	defer idle.Stop()
+	for {
+		w.deliver(ctx, sender, d)
+		idle.Reset(senderIdle)
+		select {
+		case d = <-w.started:
+		case <-idle.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
 // deliver is the whole way of one delivery through this process: look once more whether it may start, wait for its
 // turn, send, hand over what came of it.
-func (w *Worker) deliver(ctx context.Context, d *delivery) {
+func (w *Worker) deliver(ctx context.Context, sender *sender, d *delivery) {
 	s, delay := w.turn(ctx, d)
 	if s == nil {
 		w.returns <- returned{d, delay}
 		return
 	}
-	o := w.client.attempt(ctx, s, d)
+	o := sender.attempt(s, d)
 	if ctx.Err() != nil && !o.delivered() {
 		// We gave up, not the receiver: no attempt is burned.
 		w.returns <- returned{d, 0}

@@ -34,18 +34,24 @@ func sign(header http.Header, id string, at time.Time, body []byte, keys [][]byt
 		return errNoSecret
 	}
 	timestamp := strconv.FormatInt(at.Unix(), 10)
-	signatures := make([]string, 0, len(keys))
-	for _, key := range keys {
+	content := make([]byte, 0, len(id)+len(timestamp)+2+len(body))
+	content = append(append(append(append(append(content, id...), '.'), timestamp...), '.'), body...)
+	var sum [sha256.Size]byte
+	signatures := make([]byte, 0, 48*len(keys))
+	for i, key := range keys {
+		if i > 0 {
+			signatures = append(signatures, ' ')
+		}
 		mac := hmac.New(sha256.New, key)
-		mac.Write([]byte(id + "." + timestamp + "."))
-		mac.Write(body)
-		signatures = append(signatures, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+		mac.Write(content)
+		signatures = append(signatures, "v1,"...)
+		signatures = base64.StdEncoding.AppendEncode(signatures, mac.Sum(sum[:0]))
 	}
 	mac := hmac.New(sha256.New, keys[0])
 	mac.Write(body)
-	header.Set("Webhook-Id", id)
-	header.Set("Webhook-Timestamp", timestamp)
-	header.Set("Webhook-Signature", strings.Join(signatures, " "))
-	header.Set("X-Signature", "hmac-sha256="+hex.EncodeToString(mac.Sum(nil)))
+	plain := hex.AppendEncode(append(make([]byte, 0, 80), "hmac-sha256="...), mac.Sum(sum[:0]))
+	values := []string{id, timestamp, string(signatures), string(plain)}
+	header["Webhook-Id"], header["Webhook-Timestamp"] = values[0:1:1], values[1:2:2]
+	header["Webhook-Signature"], header["X-Signature"] = values[2:3:3], values[3:]
 	return nil
 }

@@ -3,7 +3,9 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
+	"net/url"
 	"sync"
 	"time"
 
@@ -26,6 +28,18 @@ type subscription struct {
 	mayStart bool
 	limiter  *rate.Limiter // nil: no limit
 	reloadAt time.Time
+
+	parseOnce sync.Once
+	parsed    *url.URL
+}
+
+// target is the URL to send to.
+func (s *subscription) target() (*url.URL, error) {
+	s.parseOnce.Do(func() { s.parsed, _ = url.Parse(s.url) })
+	if s.parsed == nil || s.parsed.Host == "" {
+		return nil, errors.New("the URL cannot be parsed")
+	}
+	return s.parsed, nil
 }
 
 // reserve takes a turn under the rate limit and says how long until it comes. A turn of more than a second ahead is

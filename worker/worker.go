@@ -14,6 +14,9 @@ import (
 	"mailhook/db"
 )
 
+// urgentConnections are the sessions with generic plans.
+const urgentConnections = 3
+
 // callTimeout bounds every call to the database, beyond the statement_timeout of its session.
 const callTimeout = 30 * time.Second
 
@@ -22,7 +25,8 @@ type Worker struct {
 	cfg  Config
 	pool *pgxpool.Pool
 	q    *db.Queries
-	// Two sessions with generic plans for what must not queue behind a slow statement: dispatch; heartbeat and pulse.
+	// Three sessions with generic plans for what must not queue behind a slow statement: dispatch; record; heartbeat and
+	// pulse.
 	urgentPool *pgxpool.Pool
 	urgentQ    *db.Queries
 
@@ -36,6 +40,7 @@ type Worker struct {
 	state    pulseState
 	cache    *subscriptionCache
 	client   *client
+	started  chan *delivery // taken by a sender that has nothing to do
 	outcomes chan outcome
 	returns  chan returned
 
@@ -52,12 +57,12 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout}
-	role.MaxConns = int32(cfg.Connections) - 2 //nolint:gosec // validated
+	role.MaxConns = int32(cfg.Connections) - urgentConnections //nolint:gosec // validated
 	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
-	role.MaxConns, role.GenericPlans = 2, true
+	role.MaxConns, role.GenericPlans = urgentConnections, true
 	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		pool.Close()
@@ -73,6 +78,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 
 		leases:   newLeases(),
 		client:   newClient(cfg),
+		started:  make(chan *delivery),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
 		returns:  make(chan returned, cfg.MaxInFlight),
 		events:   make(chan struct{}, 1),

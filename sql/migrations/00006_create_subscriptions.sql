@@ -74,11 +74,12 @@ COMMENT ON COLUMN mailhook.subscription_secrets.key_id IS 'Which master key seal
 COMMENT ON COLUMN mailhook.subscription_secrets.expires_at IS 'The end of the grace after a rotation; NULL while current.';
 
 -- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.
+-- event_type first: with account_id first the planner may read all rows of an account and filter.
 CREATE TABLE mailhook.subscription_event_types (
   account_id      text NOT NULL,
   event_type      text NOT NULL,
   subscription_id uuid NOT NULL,
-  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (account_id, event_type, subscription_id)
+  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (event_type, account_id, subscription_id)
 );
 CREATE INDEX subscription_event_types_subscription_id_idx ON mailhook.subscription_event_types (subscription_id);
 COMMENT ON TABLE mailhook.subscription_event_types IS 'The topmost event types of each subscription that matches at all; kept by a trigger on subscriptions.';

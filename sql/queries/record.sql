@@ -1,13 +1,14 @@
 -- Record writes a batch of outcomes in one statement: each delivery is deleted or put off by its schedule, its attempt
 -- is appended, the exhausted become dead letters, and the health of the subscriptions follows. Only rows that pass the
--- fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer is one row for each outcome that
--- passed; what is missing from it is stale.
+-- fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer counts the outcomes that passed, by
+-- how their deliveries ended ('': they go on); what is missing from it is stale.
 --
 -- What to do is decided by the caller (outcome.go): @delivered and @suspends. When to do it is computed here, by the
 -- database's clock: @age_ms is how long before this statement the attempt began.
 -- name: Record :many
 WITH outcomes AS MATERIALIZED (
   SELECT unnest(@delivery_ids::uuid[]) AS delivery_id,
+    unnest(@attempt_ids::uuid[]) AS attempt_id,
     unnest(@lease_ids::uuid[]) AS lease_id,
     unnest(@outcomes::text[]) AS outcome,
     unnest(@delivered::boolean[]) AS delivered,
@@ -20,7 +21,7 @@ WITH outcomes AS MATERIALIZED (
 ),
 fenced AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
+    o.attempt_id, o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
   FROM outcomes AS o
   JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
   FOR UPDATE OF d
@@ -43,7 +44,8 @@ decided AS MATERIALIZED (
       least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')) AS next_attempt_at,
     coalesce(s.suspend_when_exhausted, false) AS suspend_when_exhausted
   FROM fenced AS f
-  LEFT JOIN mailhook.subscriptions AS s ON s.id = f.subscription_id
+  -- Only a failure asks for its subscription: the probe of a NULL costs nothing.
+  LEFT JOIN mailhook.subscriptions AS s ON s.id = CASE WHEN NOT f.delivered THEN f.subscription_id END
   CROSS JOIN LATERAL (
     SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
   ) AS scheduled
@@ -61,7 +63,7 @@ put_off AS (
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
     number, duration_ms, status_code, outcome, response_excerpt, ended_as, ended_reason, delivery_created_at)
-  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', mailhook.uuid7(statement_timestamp()), x.id, x.subscription_id, x.account_id,
+  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', x.attempt_id, x.id, x.subscription_id, x.account_id,
     x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.duration_ms, nullif(x.status_code, 0), x.outcome, x.excerpt,
     x.ended_as, x.ended_reason, x.created_at
   FROM decided AS x
@@ -105,8 +107,9 @@ suspended AS (
       ORDER BY g.id
       FOR UPDATE))
 )
-SELECT x.id AS delivery_id, coalesce(x.ended_as, '')::text AS ended_as
-FROM decided AS x;
+SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries
+FROM decided AS x
+GROUP BY x.ended_as;
 
 -- BuryUnrecordable ends a delivery whose outcome cannot be written for its data: the last resort of Record, so that
 -- no delivery is attempted for ever.

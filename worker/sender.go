@@ -1,0 +1,130 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync/atomic"
+	"time"
+)
+
+// A sender makes one request after the other. What a request needs and the next can use again, it keeps: the context
+// that ends a request, its timer, and the buffer for the answer.
+type sender struct {
+	client    *client
+	parent    context.Context
+	base      *http.Request // carries the context; copied for each request
+	timer     *time.Timer   // ends the context
+	cancel    context.CancelCauseFunc
+	connected atomic.Bool
+	answer    []byte
+}
+
+func (c *client) newSender(ctx context.Context) *sender {
+	s := &sender{client: c, parent: ctx, answer: make([]byte, c.excerptBytes)}
+	s.renew()
+	return s
+}
+
+// renew makes a context, after the last one has ended.
+func (s *sender) renew() {
+	ctx, cancel := context.WithCancelCause(s.parent)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:        func(httptrace.GotConnInfo) { s.connected.Store(true) },
+		Got1xxResponse: func(int, textproto.MIMEHeader) error { return errInterim },
+	})
+	s.base = (&http.Request{Method: http.MethodPost, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+	s.cancel = cancel
+	s.timer = time.AfterFunc(time.Hour, func() { cancel(context.DeadlineExceeded) })
+	s.timer.Stop()
+}
+
+func (s *sender) close() {
+	s.timer.Stop()
+	s.cancel(nil)
+}
+
+// attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
+// answer too, ends with the subscription's timeout.
+func (s *sender) attempt(to *subscription, d *delivery) outcome {
+	o := outcome{delivery: d, startedAt: time.Now()}
+	s.connected.Store(false)
+	s.timer.Reset(to.timeout)
+	defer func() {
+		if !s.timer.Stop() {
+			s.cancel(nil)
+			s.renew()
+		}
+	}()
+	request, err := s.request(to, d, o.startedAt)
+	if err != nil {
+		o.word = outcomeRenderFailed
+		if errors.Is(err, errNoSecret) {
+			o.word = outcomeNoSecret
+		}
+		return o
+	}
+	if !s.client.insecure && request.URL.Scheme != "https" {
+		o.word = outcomeBlockedAddress
+		return o
+	}
+	response, err := s.client.transport.RoundTrip(request)
+	if err != nil {
+		o.word = errorOutcome(err, s.connected.Load())
+		o.duration = time.Since(o.startedAt)
+		return o
+	}
+	defer response.Body.Close() //nolint:errcheck // nothing to do about it
+	o.word = statusOutcome(response.StatusCode)
+	o.statusCode = response.StatusCode
+	o.retryAfter = retryAfter(response.Header, time.Now())
+	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		o.excerpt = s.read(response.Body)
+	}
+	o.duration = time.Since(o.startedAt)
+	return o
+}
+
+// read keeps the first bytes of an answer, and reads a little further so that the connection can be used again.
+func (s *sender) read(body io.Reader) []byte {
+	n, err := io.ReadFull(body, s.answer)
+	if err == nil {
+		io.CopyN(io.Discard, body, 16<<10) //nolint:errcheck // the status has decided
+	}
+	return bytes.Clone(s.answer[:n])
+}
+
+func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Request, error) {
+	body, err := d.event.body()
+	if err != nil {
+		return nil, err
+	}
+	target, err := to.target()
+	if err != nil {
+		return nil, err
+	}
+	request := new(http.Request)
+	*request = *s.base
+	request.URL, request.Host = target, target.Host
+	request.ContentLength = int64(len(body))
+	request.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	request.Body, _ = request.GetBody()
+	request.Header = make(http.Header, 8+len(to.headers))
+	for name, value := range to.headers {
+		request.Header.Set(name, value)
+	}
+	values := []string{"application/json", s.client.userAgent}
+	request.Header["Content-Type"], request.Header["User-Agent"] = values[:1:1], values[1:]
+	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
+	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
+	request.Header["Idempotency-Key"] = nil
+	if err := sign(request.Header, d.event.publicID(), now, body, to.keys); err != nil {
+		return nil, err
+	}
+	return request, nil
+}
