@@ -15,7 +15,7 @@ help:
 	@echo "make demo      see it work: private PostgreSQL, mail platform, worker, receivers, ledger"
 	@echo "make test      all tests, against a real PostgreSQL (PG=18 for another version)"
 	@echo "make check     the whole gate: format, vet, lint, generated code, tests with -race"
-	@echo "make bench     throughput and latency on this machine"
+	@echo "make bench     throughput, latency and cost on this machine, beside River (ROW=throughput for one row)"
 	@echo "make generate  regenerate db/*.sql.go from sql/queries"
 	@echo "make build     .bin/mailhook"
 
@@ -37,6 +37,7 @@ lint: $(TOOLS)
 	$(BIN)/golangci-lint run ./...
 	go mod tidy -diff
 	GOOS=darwin go build -o /dev/null ./...
+	cd bench && go vet ./... && go mod tidy -diff && $(BIN)/golangci-lint run --config ../.golangci.yml ./...
 
 generate: $(TOOLS)
 	$(BIN)/sqlc generate
@@ -44,9 +45,10 @@ generate: $(TOOLS)
 generated: $(TOOLS)
 	$(BIN)/sqlc diff
 
+# ROW=, ONLY=, PROFILE= and SCALE= reach it through the environment: see bench/main.go.
 bench: build
 	cd bench && go build -o $(BIN)/bench .
-	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin MAILHOOK_BIN=$(BIN)/mailhook ROW=$(ROW) PROFILE=$(PROFILE) $(BIN)/bench
+	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin MAILHOOK_BIN=$(BIN)/mailhook RESULTS=$(CURDIR)/bench $(BIN)/bench
 
 # Not part of check: it asks a database on the internet, which a gate should not depend on.
 vuln:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -29,6 +30,8 @@ type cluster struct {
 	key    string        // master key, base64
 	ring   *db.Keyring
 	made   int
+
+	settings map[string]string
 }
 
 func startCluster(ctx context.Context) (*cluster, error) {
@@ -40,7 +43,7 @@ func startCluster(ctx context.Context) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{server: server, key: db.NewMasterKey()}
+	c := &cluster{server: server, key: db.NewMasterKey(), settings: settings}
 	if c.ring, err = db.NewKeyring(c.key); err != nil {
 		return nil, err
 	}
@@ -138,27 +141,48 @@ func (d *database) settle(ctx context.Context, tables ...string) error {
 	return d.exec(ctx, "CHECKPOINT")
 }
 
-// withMailhook is a template with n accounts, a0 and on, each with each subscriptions of all delivered mail, to
-// url/ok/….
-func (c *cluster) withMailhook(ctx context.Context, name, url string, accounts, each int) error {
-	return c.template(ctx, name, func(ctx context.Context, pool *pgxpool.Pool) error {
+// A market is accounts with subscriptions.
+type market struct {
+	prefix         string // of the accounts' ids; events go to those with "a"
+	accounts, each int    // subscriptions of each account
+	eventType      string
+	url            func(i int) string
+	maxInFlight    int // of a subscription; 0 is the default
+}
+
+// accepting is a market whose subscriptions get all delivered mail, each at a path of its own that answers at once.
+func (b *bench) accepting(accounts, each int) market {
+	return market{prefix: "a", accounts: accounts, each: each, eventType: "email.delivered", url: func(i int) string { return fmt.Sprintf("%s/ok/%d", b.receiver.url, i) }}
+}
+
+// installed answers a new database with mailhook and subscriptions. Those of one name are the same.
+func (c *cluster) installed(ctx context.Context, name string, markets ...market) (*database, error) {
+	err := c.template(ctx, name, func(ctx context.Context, pool *pgxpool.Pool) error {
 		if _, err := db.MigrateUp(ctx, pool.Config().ConnString()); err != nil {
 			return err
 		}
-		return c.subscribe(ctx, pool, url, accounts, each, "email.delivered")
+		for _, m := range markets {
+			if err := c.subscribe(ctx, pool, m); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	return c.clone(ctx, name)
 }
 
-// subscribe adds subscriptions to accounts, with a sealed secret each.
-func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, url string, accounts, each int, eventType string) error {
-	n := accounts * each
-	ids := make([]uuid.UUID, n)
+// subscribe inserts the subscriptions of a market, with a sealed secret each.
+func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, m market) error {
+	n := m.accounts * m.each
 	subscriptions := make([][]any, n)
 	secrets := make([][]any, n)
 	for i := range n {
-		ids[i] = uuid.Must(uuid.NewV7())
-		subscriptions[i] = []any{ids[i], fmt.Sprintf("a%d", i%accounts), fmt.Sprintf("%s/%d", url, i), []string{eventType}, 1000}
-		secrets[i] = []any{ids[i], c.ring.KeyID(), c.ring.Seal(ids[i], []byte(secret))}
+		id := uuid.Must(uuid.NewV7())
+		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32)}
+		secrets[i] = []any{id, c.ring.KeyID(), c.ring.Seal(id, []byte(secret))}
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscriptions"},
 		[]string{"id", "account_id", "url", "event_types", "max_in_flight"}, pgx.CopyFromRows(subscriptions)); err != nil {
@@ -168,14 +192,16 @@ func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, url string,
 	return err
 }
 
-// insertEvents commits n events, numbered from 1, spread over the accounts, in transactions of 10,000.
+// insertEvents commits n events, numbered from 1, spread over the accounts, in transactions of at most 100,000, and
+// brings the table to rest.
 func (d *database) insertEvents(ctx context.Context, n, accounts int) error {
-	for from := 1; from <= n; from += 10_000 {
-		if err := d.exec(ctx, insertSQL, from, min(n, from+9_999), accounts); err != nil {
+	const step = 100_000
+	for from := 1; from <= n; from += step {
+		if err := d.exec(ctx, insertSQL, from, min(n, from+step-1), accounts); err != nil {
 			return err
 		}
 	}
-	return nil
+	return d.settle(ctx, "mailhook.outbox")
 }
 
 const insertSQL = `INSERT INTO mailhook.outbox (account_id, event_type, recipient, message_id, data)
@@ -188,16 +214,18 @@ type usage struct {
 	wal                        int64
 	xids                       int64
 	disk                       int64 // of the database
+	transactions               int64 // that ended, with or without a transaction id
 }
 
 func (u usage) less(before usage) usage {
-	return usage{u.postgresCPU - before.postgresCPU, u.contestantCPU - before.contestantCPU, u.wal - before.wal, u.xids - before.xids, u.disk - before.disk}
+	return usage{u.postgresCPU - before.postgresCPU, u.contestantCPU - before.contestantCPU, u.wal - before.wal, u.xids - before.xids, u.disk - before.disk, u.transactions - before.transactions}
 }
 
 func (d *database) usage(ctx context.Context) (u usage, err error) {
 	u.postgresCPU = treeCPU(d.cluster.pid)
-	err = d.pool.QueryRow(ctx, `SELECT (pg_current_wal_lsn() - '0/0')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_database_size(current_database())`).
-		Scan(&u.wal, &u.xids, &u.disk)
+	err = d.pool.QueryRow(ctx, `SELECT (pg_current_wal_lsn() - '0/0')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_database_size(current_database()),
+		(SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database())`).
+		Scan(&u.wal, &u.xids, &u.disk, &u.transactions)
 	return u, err
 }
 
@@ -246,4 +274,3 @@ func peakMemory(pid int) int64 {
 	n, _ := strconv.ParseInt(fields[0], 10, 64)
 	return n << 10
 }
-

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,17 @@ func (w *postWorker) Work(ctx context.Context, job *river.Job[postJob]) error {
 	return w.poster.post(ctx, job.Args.URL, job.Args.EventID, []byte(job.Args.Body))
 }
 
+// fetchCooldown is as good as any: 1, 20 and 100 ms gave 5.4k, 5.6k and 4.8k deliveries a second.
+const fetchCooldown = time.Millisecond
+
+// sameRuntime gives a competitor what mailhook's worker sets for itself, so that the same client is not compared under
+// different settings of the collector.
+func sameRuntime() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(300)
+	}
+}
+
 // runRiver works the jobs of a database as fast as River can: as many at one time as mailhook's slots, and the shortest
 // pause between fetches that it takes.
 func runRiver(ctx context.Context, args []string) error {
@@ -76,7 +88,7 @@ func runRiver(ctx context.Context, args []string) error {
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
 		Queues:            map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: concurrency}},
 		Workers:           workers,
-		FetchCooldown:     func() time.Duration { d, _ := time.ParseDuration(os.Getenv("COOL")); return d }(),
+		FetchCooldown:     fetchCooldown,
 		FetchPollInterval: 200 * time.Millisecond,
 	})
 	if err != nil {
@@ -120,7 +132,7 @@ func (d *database) insertJobs(ctx context.Context, receiver string, n int) error
 			return err
 		}
 	}
-	return nil
+	return d.settle(ctx, "river_job")
 }
 
 // jobsDone waits until River has recorded all of its jobs.
@@ -140,8 +152,8 @@ func hidden(args []string) (found bool, err error) {
 	if len(args) == 0 || run[args[0]] == nil {
 		return false, nil
 	}
+	sameRuntime()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return true, run[args[0]](ctx, args[1:])
 }
-

@@ -1,14 +1,33 @@
 // Command bench measures mailhook on this machine, beside what it is compared with: a private PostgreSQL with fsync on,
-// worker, receiver and host in one place. make bench runs every row, make bench ROW=throughput one of them.
+// worker, receiver and host in one place. It runs on Linux.
+//
+//	make bench                       every row; writes bench/results.md and bench/results.json
+//	make bench ROW=throughput,host   some of them; only prints
+//
+// A row that misses its bar says so; a lost event, or a row that cannot be measured, is an error. More of the
+// environment:
+//
+//	ONLY=mailhook     of the throughput row only this contestant, once (bare, mailhook or river)
+//	PROFILE=dir       with ROW=throughput ONLY=mailhook: the CPU profile of the worker in dir, and the statements that
+//	                  took the time in PostgreSQL
+//	SCALE=0.05        a twentieth of the events and of the seconds, to see whether the bench itself works
+//	RESULTS=dir       where the results of a whole run go
+//	MAILHOOK_BIN      the worker's binary
+//	MAILHOOK_PG_BIN   the directory of PostgreSQL's binaries
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -27,33 +46,16 @@ func main() {
 // accounts is how many customers the rows have, unless they say otherwise.
 const accounts = 1000
 
-// A bench is one run: its server, its receiver, and what it has found.
+// rounds is how often the rows are measured that repeat themselves.
+const rounds = 3
+
+// A bench is one run: its server, its receivers, and what it has found.
 type bench struct {
 	cluster  *cluster
 	receiver *receiver
 	report   report
-}
-
-func run(ctx context.Context) error {
-	b := &bench{}
-	var err error
-	if b.receiver, err = newReceiver(); err != nil {
-		return err
-	}
-	if b.cluster, err = startCluster(ctx); err != nil {
-		return err
-	}
-	defer b.cluster.stop()
-	for _, row := range b.rows() {
-		if only := os.Getenv("ROW"); only != "" && !strings.Contains(","+only+",", ","+row.name+",") {
-			continue
-		}
-		fmt.Fprintf(os.Stderr, "%s: %s\n", row.name, row.what)
-		if err := row.measure(ctx); err != nil {
-			return fmt.Errorf("%s: %w", row.name, err)
-		}
-	}
-	return nil
+	scale    float64
+	contests map[string][]drained // of the throughput row, by contestant
 }
 
 // A row is one measurement, by name.
@@ -64,6 +66,90 @@ type row struct {
 
 func (b *bench) rows() []row {
 	return []row{
-		{"throughput", "200,000 events of 1,000 accounts, 1 match each, beside River and the bare POST", b.throughput},
+		{"throughput", "committed events of 1,000 accounts, 1 match each, beside River and the bare POST", b.throughput},
+		{"cost", "what 1,000 deliveries of the throughput row cost, beside River", b.cost},
 	}
+}
+
+func run(ctx context.Context) (err error) {
+	debug.SetGCPercent(400) // the receiver and the host share this process: fewer collections beside a measurement
+	b := &bench{scale: 1, contests: map[string][]drained{}}
+	chosen, err := b.chosen()
+	if err != nil {
+		return err
+	}
+	if text := os.Getenv("SCALE"); text != "" {
+		if b.scale, err = strconv.ParseFloat(text, 64); err != nil {
+			return fmt.Errorf("SCALE: %w", err)
+		}
+	}
+	if b.receiver, err = newReceiver(); err != nil {
+		return err
+	}
+	if b.cluster, err = startCluster(ctx); err != nil {
+		return err
+	}
+	defer b.cluster.stop()
+	b.report.about, err = b.describe(ctx)
+	if err != nil {
+		return err
+	}
+	failed := b.measure(ctx, chosen)
+	b.report.print(os.Stdout)
+	if whole := len(chosen) == len(b.rows()) && b.scale == 1 && os.Getenv("ONLY") == ""; whole && failed == nil {
+		return b.report.write(os.Getenv("RESULTS"))
+	}
+	return failed
+}
+
+// chosen is the rows that ROW names, all without it.
+func (b *bench) chosen() ([]row, error) {
+	rows := b.rows()
+	only := os.Getenv("ROW")
+	if only == "" {
+		return rows, nil
+	}
+	var chosen []row
+	for name := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
+		if i < 0 {
+			var names []string
+			for _, r := range rows {
+				names = append(names, r.name)
+			}
+			return nil, fmt.Errorf("there is no row %q; the rows are %s", name, strings.Join(names, ", "))
+		}
+		chosen = append(chosen, rows[i])
+	}
+	return chosen, nil
+}
+
+// measure goes on after a row that failed: the others take long enough to be worth having.
+func (b *bench) measure(ctx context.Context, rows []row) error {
+	var failed error
+	for _, r := range rows {
+		progress("%s: %s", r.name, r.what)
+		began := time.Now()
+		if err := r.measure(ctx); err != nil {
+			progress("%s: %v", r.name, err)
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.name, err))
+		}
+		if ctx.Err() != nil {
+			return errors.Join(failed, ctx.Err())
+		}
+		progress("%s took %v", r.name, time.Since(began).Round(time.Second))
+	}
+	return failed
+}
+
+// scaled is n, or less for a try.
+func (b *bench) scaled(n int) int { return max(1, int(float64(n)*b.scale)) }
+
+func (b *bench) seconds(n float64) time.Duration {
+	return time.Duration(max(1, n*b.scale) * float64(time.Second))
+}
+
+// progress says on stderr what is going on.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }

@@ -11,13 +11,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
 )
 
 // concurrency is how many requests each contestant has under way at most, and so how many connections it opens.
-var concurrency = func() int { n, _ := strconv.Atoi(os.Getenv("CONC")); if n == 0 { return 1000 }; return n }()
+const concurrency = 1000
 
 // A poster makes the request that mailhook makes, for those that mailhook is compared with: the same client with the
 // same settings, the same headers, the same two signatures, the answer read to its end.
@@ -72,7 +71,9 @@ func body(n int64) []byte {
 		eventID(n), n, n, n, eventDetails)
 }
 
-func eventID(n int64) string { return fmt.Sprintf("evt_%016x%016x%s", 1_764_000_000_000_000+n, n, "0123abcd") }
+func eventID(n int64) string {
+	return fmt.Sprintf("evt_%016x%016x%s", 1_764_000_000_000_000+n, n, "0123abcd")
+}
 
 // eventDetails is what an SMTP server typically says of a delivery.
 const eventDetails = `"smtp_code":250,"smtp_response":"250 2.0.0 OK 1764000000 4fb4d7f45d1cf-64b2c3d4e5fsi1234567a12.345 - gsmtp","mx":"mx1.example.com","tls":"TLSv1.3"`

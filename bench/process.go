@@ -13,9 +13,9 @@ import (
 // A contestant is a process that delivers: a mailhook worker, or one of those it is compared with. Each is a process of
 // its own, so that what it uses can be told apart.
 type contestant struct {
-	cmd    *exec.Cmd
-	exited chan error
-	quit   bool
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has
+	err   error         // how it ended
 }
 
 // startWorker runs the product's own binary.
@@ -32,8 +32,12 @@ func startWorker(ctx context.Context, d []*database, flags ...string) (*contesta
 }
 
 // startCompetitor runs one of the competitors below this command.
-func startCompetitor(ctx context.Context, name string, args ...string) (*contestant, error) {
-	return start(ctx, "", append([]string{name}, args...))
+func startCompetitor(ctx context.Context, name string, args ...string) ([]*contestant, error) {
+	c, err := start(ctx, "", append([]string{name}, args...))
+	if err != nil {
+		return nil, err
+	}
+	return []*contestant{c}, nil
 }
 
 func start(ctx context.Context, binary string, args []string, env ...string) (*contestant, error) {
@@ -52,26 +56,32 @@ func start(ctx context.Context, binary string, args []string, env ...string) (*c
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	c := &contestant{cmd: cmd, exited: make(chan error, 1)}
-	go func() { c.exited <- cmd.Wait() }()
+	c := &contestant{cmd: cmd, ended: make(chan struct{})}
+	go func() {
+		c.err = cmd.Wait()
+		close(c.ended)
+	}()
 	return c, nil
 }
 
 func (c *contestant) cpu() time.Duration { return processCPU(c.cmd.Process.Pid, false) }
 
+func (c *contestant) memory() int64 { return peakMemory(c.cmd.Process.Pid) }
+
 // stop ends it in order.
 func (c *contestant) stop() error {
-	if c.quit {
-		return nil
-	}
-	c.quit = true
 	c.cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
 	select {
-	case err := <-c.exited:
-		return err
+	case <-c.ended:
+		return c.err
 	case <-time.After(40 * time.Second):
-		c.cmd.Process.Kill() //nolint:errcheck // as above
+		c.kill()
 		return fmt.Errorf("%s did not stop", strings.Join(c.cmd.Args[:2], " "))
 	}
 }
 
+// kill ends one whose database is thrown away in the middle of its work.
+func (c *contestant) kill() {
+	c.cmd.Process.Kill() //nolint:errcheck // it may have ended
+	<-c.ended
+}

@@ -2,181 +2,168 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"net"
+	"fmt"
+	"hash/maphash"
 	"strconv"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// A receiver answers every POST with 200 at the least cost: it reads the request line, the content length and the body,
-// and writes one fixed answer. The path says how it behaves:
+// A receiver answers every POST with 200 at the least cost, for its cost is in every contestant's figure: one thread, one
+// read and one write a request. The path says how it behaves:
 //
 //	/ok…     answers at once
 //	/slow…   answers after 5 s
-//	/fail…   answers 500
+//	/never…  does not answer
 type receiver struct {
-	url      string
-	listener net.Listener
+	url  string
+	loop *loop
 
-	count       atomic.Int64 // requests to /ok
-	slow        atomic.Int64 // requests to /slow
-	failed      atomic.Int64 // requests to /fail
-	connections atomic.Int64 // accepted since the last reset
-
-	mu     sync.Mutex
-	marks  []time.Time // of the first request, and of every markEvery-th
-	last   atomic.Int64
-	seen   map[int64]time.Time // by the number in data, where it is watched
-	watch  atomic.Bool
-	reach  int64 // reached is closed when count comes to it
-	reach1 chan struct{}
+	mu          sync.Mutex
+	count       int64 // requests to /ok
+	slow, never int64
+	connections int64 // accepted since the last reset
+	repeated    int64 // requests with a path and a webhook-id that had come before
+	seen        hashSet
+	seed        maphash.Seed
+	marks       []time.Time // of the first request to /ok, and of every markEvery-th after it
+	last        time.Time   // of the latest request to /ok
+	goal        int64       // reached is closed when count comes to it
+	reached     chan struct{}
+	arrived     map[int64]time.Time // by the number in data, where it is watched
 }
 
 // markEvery is how many requests lie between two marks.
 const markEvery = 1000
 
 func newReceiver() (*receiver, error) {
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
+	r := &receiver{seed: maphash.MakeSeed()}
+	r.reset(0)
+	var err error
+	if r.loop, r.url, err = listen(r.request, func() {
+		r.mu.Lock()
+		r.connections++
+		r.mu.Unlock()
+	}); err != nil {
 		return nil, err
 	}
-	r := &receiver{url: "http://" + listener.Addr().String(), listener: listener}
-	r.reset(0)
-	go r.accept()
 	return r, nil
 }
 
-// reset forgets what came in; the channel it answers closes when n more requests have come to /ok.
+// reset forgets what came; the channel it answers closes when n more requests have come to /ok.
 func (r *receiver) reset(n int64) <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.count.Store(0)
-	r.slow.Store(0)
-	r.failed.Store(0)
-	r.connections.Store(0)
-	r.last.Store(0)
-	r.marks = nil
-	r.seen = map[int64]time.Time{}
-	r.reach, r.reach1 = n, make(chan struct{})
-	return r.reach1
+	r.count, r.slow, r.never, r.connections, r.repeated = 0, 0, 0, 0, 0
+	r.seen = newHashSet(n)
+	r.marks, r.arrived = nil, nil
+	return r.expectLocked(n)
 }
 
-func (r *receiver) accept() {
-	for {
-		conn, err := r.listener.Accept()
-		if err != nil {
-			return
-		}
-		r.connections.Add(1)
-		go r.serve(conn)
-	}
+// watch is reset for a row that asks when each event came.
+func (r *receiver) watch() {
+	r.reset(0)
+	r.mu.Lock()
+	r.arrived = map[int64]time.Time{}
+	r.mu.Unlock()
 }
 
-const (
-	answerOK   = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-	answerFail = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
-)
-
-// serve answers one request after the other on a connection; none is pipelined.
-func (r *receiver) serve(conn net.Conn) {
-	defer conn.Close() //nolint:errcheck // the client has gone
-	buffer := make([]byte, 8<<10)
-	for {
-		path, body, err := readRequest(conn, &buffer)
-		if err != nil {
-			return
-		}
-		answer := answerOK
-		switch {
-		case strings.HasPrefix(path, "/slow"):
-			r.slow.Add(1)
-			time.Sleep(5 * time.Second)
-		case strings.HasPrefix(path, "/fail"):
-			r.failed.Add(1)
-			answer = answerFail
-		default:
-			r.came(body)
-		}
-		if _, err := conn.Write([]byte(answer)); err != nil {
-			return
-		}
-	}
-}
-
-func readRequest(conn net.Conn, buffer *[]byte) (path string, body []byte, err error) {
-	n, head, length := 0, -1, 0
-	for head < 0 || n < head+length {
-		if n == len(*buffer) {
-			*buffer = append(*buffer, make([]byte, len(*buffer))...)
-		}
-		m, err := conn.Read((*buffer)[n:])
-		if err != nil {
-			return "", nil, err
-		}
-		n += m
-		if head < 0 {
-			if i := bytes.Index((*buffer)[:n], []byte("\r\n\r\n")); i >= 0 {
-				head, length = i+4, contentLength((*buffer)[:i+2])
-			}
-		}
-	}
-	line := (*buffer)[:head]
-	from := bytes.IndexByte(line, ' ') + 1
-	return string(line[from : from+bytes.IndexByte(line[from:], ' ')]), (*buffer)[head : head+length], nil
-}
-
-func contentLength(head []byte) int {
-	const name = "\r\nContent-Length: "
-	_, rest, _ := bytes.Cut(head, []byte(name))
-	digits, _, _ := bytes.Cut(rest, []byte("\r\n"))
-	n, _ := strconv.Atoi(string(digits))
-	return n
-}
-
-func (r *receiver) came(body []byte) {
-	now := time.Now()
-	n := r.count.Add(1)
-	r.last.Store(now.UnixNano())
-	if n%markEvery == 1 || n == r.reach {
-		r.mu.Lock()
-		r.marks = append(r.marks, now)
-		if n == r.reach {
-			close(r.reach1)
-		}
-		r.mu.Unlock()
-	}
-	if r.watch.Load() {
-		_, rest, _ := bytes.Cut(body, []byte(`"n":`))
-		end := bytes.IndexAny(rest, ",}")
-		if number, err := strconv.ParseInt(string(rest[:max(0, end)]), 10, 64); err == nil {
-			r.mu.Lock()
-			if _, again := r.seen[number]; !again {
-				r.seen[number] = now
-			}
-			r.mu.Unlock()
-		}
-	}
-}
-
-// rate is requests a second between two shares of those that came: rate(0, 1) is all of them.
-func (r *receiver) rate(from, to float64) float64 {
+// expect answers a channel that closes when total requests have come to /ok since the last reset.
+func (r *receiver) expect(total int64) <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a, b := int(from*float64(len(r.marks)-1)), int(to*float64(len(r.marks)-1))
+	return r.expectLocked(total)
+}
+
+func (r *receiver) expectLocked(total int64) <-chan struct{} {
+	r.goal, r.reached = total, make(chan struct{})
+	if r.count >= total {
+		close(r.reached)
+	}
+	return r.reached
+}
+
+// request notes a request and says how to answer it.
+func (r *receiver) request(path, id, body []byte) behaviour {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.seen.add(maphash.Bytes(r.seed, path) ^ maphash.Bytes(r.seed, id)) {
+		r.repeated++
+	}
+	if r.arrived != nil {
+		r.note(body, now)
+	}
+	switch {
+	case bytes.HasPrefix(path, []byte("/slow")):
+		r.slow++
+		return answerLate
+	case bytes.HasPrefix(path, []byte("/never")):
+		r.never++
+		return answerNever
+	}
+	if r.count%markEvery == 0 {
+		r.marks = append(r.marks, now)
+	}
+	r.count++
+	r.last = now
+	if r.count == r.goal {
+		close(r.reached)
+	}
+	return answerNow
+}
+
+func (r *receiver) note(body []byte, now time.Time) {
+	_, rest, _ := bytes.Cut(body, []byte(`"n":`))
+	end := bytes.IndexAny(rest, ",}")
+	if n, err := strconv.ParseInt(string(bytes.TrimSpace(rest[:max(0, end)])), 10, 64); err == nil {
+		if _, again := r.arrived[n]; !again {
+			r.arrived[n] = now
+		}
+	}
+}
+
+// check says whether exactly n deliveries came to /ok, and slow ones to /slow, each of them once.
+func (r *receiver) check(n, slow int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count != n || r.slow != slow || r.repeated != 0 {
+		return fmt.Errorf("%d deliveries came instead of %d, %d slow ones instead of %d, %d of all more than once", r.count, n, r.slow, slow, r.repeated)
+	}
+	return nil
+}
+
+// A tally is what has come up to now.
+type tally struct{ count, slow, repeated, connections int64 }
+
+func (r *receiver) tally() tally {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return tally{r.count, r.slow, r.repeated, r.connections}
+}
+
+// rate is requests a second, first to last.
+func (r *receiver) rate() float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.marks) == 0 || r.count < 2 {
+		return 0
+	}
+	return float64(r.count-1) / r.last.Sub(r.marks[0]).Seconds()
+}
+
+// between is requests a second from one number of requests to another, to the next mark.
+func (r *receiver) between(from, to int64) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, b := from/markEvery, min(to/markEvery, int64(len(r.marks)-1))
 	if b <= a {
 		return 0
 	}
-	n := float64((b - a) * markEvery)
-	if b == len(r.marks)-1 {
-		n = float64(r.count.Load()-1) - float64(a*markEvery)
-	}
-	return n / r.marks[b].Sub(r.marks[a]).Seconds()
+	return float64((b-a)*markEvery) / r.marks[b].Sub(r.marks[a]).Seconds()
 }
 
-// firstAt is when the first request came.
+// firstAt is when the first request came to /ok, lastAt the latest.
 func (r *receiver) firstAt() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -186,11 +173,56 @@ func (r *receiver) firstAt() time.Time {
 	return r.marks[0]
 }
 
-// arrivals is when each number came first.
+func (r *receiver) lastAt() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last
+}
+
+// arrivals is when each number came first, since watch.
 func (r *receiver) arrivals() map[int64]time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	seen := r.seen
-	r.seen = map[int64]time.Time{}
-	return seen
+	arrived := r.arrived
+	r.arrived = nil
+	return arrived
+}
+
+// A hashSet holds hashes of 64 bits: a map of as many would be a cost to every contestant.
+type hashSet struct {
+	slots []uint64 // 0 is free
+	used  int
+}
+
+func newHashSet(n int64) hashSet {
+	size := 1 << 16
+	for int64(size) < 2*n {
+		size *= 2
+	}
+	return hashSet{slots: make([]uint64, size)}
+}
+
+// add says whether the hash is new.
+func (s *hashSet) add(hash uint64) bool {
+	hash = max(hash, 1)
+	if 2*s.used >= len(s.slots) {
+		larger := newHashSet(int64(len(s.slots)))
+		for _, h := range s.slots {
+			if h != 0 {
+				larger.add(h)
+			}
+		}
+		*s = larger
+	}
+	mask := uint64(len(s.slots) - 1)
+	for i := hash & mask; ; i = (i + 1) & mask {
+		switch s.slots[i] {
+		case hash:
+			return false
+		case 0:
+			s.slots[i] = hash
+			s.used++
+			return true
+		}
+	}
 }
