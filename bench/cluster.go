@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -60,10 +59,11 @@ func startCluster(ctx context.Context) (*cluster, error) {
 }
 
 func logFile() *os.File {
-	f, err := os.Create(filepath.Join(os.TempDir(), "mailhook-bench-postgres.log"))
+	f, err := os.CreateTemp("", "mailhook-bench-postgres-*.log")
 	if err != nil {
 		return os.Stderr
 	}
+	progress("the log of PostgreSQL is %s", f.Name())
 	return f
 }
 
@@ -197,15 +197,16 @@ func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, m market) e
 func (d *database) insertEvents(ctx context.Context, n, accounts int) error {
 	const step = 100_000
 	for from := 1; from <= n; from += step {
-		if err := d.exec(ctx, insertSQL, from, min(n, from+step-1), accounts); err != nil {
+		if err := d.exec(ctx, fmt.Sprintf(bulkSQL, outbox), from, min(n, from+step-1), accounts); err != nil {
 			return err
 		}
 	}
 	return d.settle(ctx, "mailhook.outbox")
 }
 
-const insertSQL = `INSERT INTO mailhook.outbox (account_id, event_type, recipient, message_id, data)
-	SELECT 'a' || n % $3::int, 'email.delivered', 'user' || n || '@example.com', 'message-' || n, ('{"n":' || n || ',` + eventDetails + `}')::json
+// bulkSQL inserts events with the numbers $1 to $2 into a table.
+const bulkSQL = `INSERT INTO %s (account_id, event_type, recipient, message_id, data)
+	SELECT 'a' || n %% $3::int, 'email.delivered', 'user' || n || '@example.com', 'message-' || n, ('{"n":' || n || ',` + eventDetails + `}')::json
 	FROM generate_series($1::int, $2::int) AS n`
 
 // A usage is what the processes and the database have used up to now.

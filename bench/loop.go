@@ -71,7 +71,7 @@ func listen(request func(path, id, body []byte) behaviour, accepted func()) (*lo
 		return nil, "", err
 	}
 	go l.serve()
-	return l, fmt.Sprintf("http://127.0.0.1:%d", address.(*syscall.SockaddrInet4).Port), nil //nolint:errcheck,forcetypeassert // bound as one
+	return l, fmt.Sprintf("http://127.0.0.1:%d", address.(*syscall.SockaddrInet4).Port), nil
 }
 
 func (l *loop) add(fd int) error {

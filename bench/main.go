@@ -67,6 +67,12 @@ type row struct {
 func (b *bench) rows() []row {
 	return []row{
 		{"throughput", "committed events of 1,000 accounts, 1 match each, beside River and the bare POST", b.throughput},
+		{"host", "commits of one row into the outbox, beside the same table without trigger and with a NOTIFY in each", b.host},
+		{"host-bulk", "20,000 rows in one INSERT … SELECT", b.hostBulk},
+		{"latency-idle", "one event at a time, to a worker that sleeps", b.latencyIdle},
+		{"latency-load", "1,000 events/s from hosts that commit up to 20 ms after the insert", b.latencyLoad},
+		{"repeatable-read", "one event at a time, of a host whose snapshot is older than the worker's sleep", b.repeatableRead},
+		{"before-arming", "one event at a time, inserted before the worker slept and committed after", b.beforeArming},
 		{"cost", "what 1,000 deliveries of the throughput row cost, beside River", b.cost},
 	}
 }

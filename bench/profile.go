@@ -27,7 +27,7 @@ func runProfiled(ctx context.Context, args []string) error {
 	if c.Keyring, err = db.NewKeyring(os.Getenv("MAILHOOK_SECRET_KEY")); err != nil {
 		return err
 	}
-	f, err := os.Create(filepath.Join(os.Getenv("PROFILE"), fmt.Sprintf("worker-%d.pprof", os.Getpid())))
+	f, err := os.Create(filepath.Join(os.Getenv("PROFILE"), fmt.Sprintf("worker-%d.pprof", os.Getpid()))) //nolint:gosec // where its user wants it
 	if err != nil {
 		return err
 	}

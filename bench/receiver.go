@@ -214,7 +214,7 @@ func (s *hashSet) add(hash uint64) bool {
 		}
 		*s = larger
 	}
-	mask := uint64(len(s.slots) - 1)
+	mask := uint64(len(s.slots) - 1) //nolint:gosec // it has slots
 	for i := hash & mask; ; i = (i + 1) & mask {
 		switch s.slots[i] {
 		case hash:
