@@ -108,7 +108,10 @@ quarantined AS (
   RETURNING id
 ),
 types AS MATERIALIZED (
-  SELECT d.event_type, mailhook.event_type_ancestors(d.event_type) AS nodes
+  SELECT d.event_type, ARRAY(
+    SELECT node.event_type
+    FROM unnest(mailhook.event_type_ancestors(d.event_type)) AS node (event_type)
+    WHERE EXISTS (SELECT FROM mailhook.subscription_event_types AS t WHERE t.event_type = node.event_type)) AS nodes
   FROM (SELECT DISTINCT c.event_type FROM checked AS c WHERE c.refused IS NULL) AS d
 ),
 keyed AS (
@@ -123,7 +126,7 @@ keyed AS (
   WHERE k.seen_at < statement_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i)
   RETURNING event_id
 ),
-accepted AS MATERIALIZED (
+accepted AS NOT MATERIALIZED (
   SELECT c.id, c.inserted_at, c.account_id, c.event_type, c.occurred_at, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge, c.dedicated_ip, c.dedicated_address, c.dedupe_key, c.data, c.refused,
     c.refused IS NULL AND c.dedupe_key IS NOT NULL AND c.id NOT IN (SELECT keyed.event_id FROM keyed) AS is_duplicate
   FROM checked AS c
@@ -180,13 +183,14 @@ roomy AS (
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($8::text || lpad(to_hex(row_number() OVER ()), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  SELECT ($8::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
     CASE WHEN f.leased THEN $9::uuid END,
     CASE WHEN f.leased THEN $10::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, y.has_room AND sum(y.has_room::int) OVER (ORDER BY y.event_id, y.subscription_id) <= $11::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $11::int AS leased
     FROM roomy AS y
+    WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
   RETURNING id, subscription_id, event_id, lease_id
 )
@@ -199,17 +203,14 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   coalesce(a.sending_node, '')::text AS sending_node,
   coalesce(a.bridge, '')::text AS bridge,
   coalesce(a.dedicated_ip, '')::text AS dedicated_ip,
-  CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN a.data END::json AS data,
+  CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN coalesce(a.data, '{}') END::json AS data,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
-  '00000000-0000-0000-0000-000000000000'::uuid AS delivery_id,
-  '00000000-0000-0000-0000-000000000000'::uuid AS subscription_id,
-  (SELECT count(*) FROM inserted AS i)::bigint AS deliveries
+  (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids
 FROM accepted AS a
-UNION ALL
-SELECT i.event_id, 'epoch', '', 'epoch', '', '', '', '', '', '', '', NULL, false, false, i.id, i.subscription_id, 0
-FROM inserted AS i
-WHERE i.lease_id IS NOT NULL
 `
 
 type DispatchParams struct {
@@ -227,42 +228,43 @@ type DispatchParams struct {
 }
 
 type DispatchRow struct {
-	ID             int64
-	InsertedAt     time.Time
-	EventType      string
-	OccurredAt     time.Time
-	Recipient      string
-	MessageID      string
-	CampaignID     string
-	SendingDomain  string
-	SendingNode    string
-	Bridge         string
-	DedicatedIP    string
-	Data           []byte
-	IsQuarantined  bool
-	IsDuplicate    bool
-	DeliveryID     uuid.UUID
-	SubscriptionID uuid.UUID
-	Deliveries     int64
+	ID              int64
+	InsertedAt      time.Time
+	EventType       string
+	OccurredAt      time.Time
+	Recipient       string
+	MessageID       string
+	CampaignID      string
+	SendingDomain   string
+	SendingNode     string
+	Bridge          string
+	DedicatedIP     string
+	Data            []byte
+	IsQuarantined   bool
+	IsDuplicate     bool
+	Deliveries      int64
+	DeliveryIDs     []uuid.UUID
+	SubscriptionIDs []uuid.UUID
+	EventIDs        []int64
 }
 
 // Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
 // below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
-// It answers a row for each outbox row that it took, with the event's body only where there is something to send, and a
-// row with delivery_id for each leased delivery.
+// It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
+// them (the first by id) lists the leased deliveries: three arrays of the same length.
 //
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 // of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
-// batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and UNION ALL instead, and what
-// a subscription has in flight comes as one jsonb object, looked up by key.
+// batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
+// subscription has in flight comes as one jsonb object, looked up by key.
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
 // ” counts as absent; bounce_type and message_class make the leaf type.
 // The limits, first the cheap ones. jsonb is asked only about the two spellings it is known to refuse.
-// Once for each type of the batch: the nodes that a subscription may name to get it.
+// Once for each type of the batch: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it. Account and health are asked by scalar subqueries: for an EXISTS the planner may
@@ -304,9 +306,10 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.Data,
 			&i.IsQuarantined,
 			&i.IsDuplicate,
-			&i.DeliveryID,
-			&i.SubscriptionID,
 			&i.Deliveries,
+			&i.DeliveryIDs,
+			&i.SubscriptionIDs,
+			&i.EventIDs,
 		); err != nil {
 			return nil, err
 		}

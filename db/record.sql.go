@@ -59,40 +59,53 @@ WITH outcomes AS MATERIALIZED (
     unnest($10::bigint[]) AS retry_after_ms,
     unnest($11::bytea[]) AS excerpt
 ),
-fenced AS MATERIALIZED (
+delivered AS (
+  DELETE FROM mailhook.deliveries AS d
+  USING outcomes AS o
+  WHERE (o).delivered AND d.id = (o).delivery_id AND d.lease_id = (o).lease_id
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
+    -- In brackets, for sqlc to look away: it does not know the columns of USING.
+    (o).attempt_id AS attempt_id, (o).outcome AS outcome, (o).status_code AS status_code, (o).age_ms AS age_ms, (o).duration_ms AS duration_ms,
+    (o).excerpt AS excerpt
+),
+failed AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    o.attempt_id, o.outcome, o.delivered, o.suspends, o.status_code, o.age_ms, o.duration_ms, o.retry_after_ms, o.excerpt
+    o.attempt_id, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.retry_after_ms
   FROM outcomes AS o
   JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
+  WHERE NOT o.delivered
   FOR UPDATE OF d
 ),
 decided AS MATERIALIZED (
-  SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at, f.attempt_id, f.outcome, f.delivered, f.suspends, f.status_code, f.age_ms, f.duration_ms, f.retry_after_ms, f.excerpt,
+  SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
+    g.attempt_id, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, false AS suspends,
+    'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at, false AS suspend_when_exhausted
+  FROM delivered AS g
+  UNION ALL
+  SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
+    f.attempt_id, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.suspends,
     CASE
-      WHEN f.delivered THEN 'delivered'
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
       WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
-    END AS ended_as,
+    END,
     CASE
-      WHEN f.delivered THEN NULL
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL THEN 'deleted'
       WHEN s.status = 'inactive' THEN 'deactivated'
-    END AS ended_reason,
+    END,
     -- The later of Retry-After and the schedule, at most 1 h beyond the schedule.
     statement_timestamp() + greatest(
       scheduled.delay,
-      least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')) AS next_attempt_at,
-    coalesce(s.suspend_when_exhausted, false) AS suspend_when_exhausted
-  FROM fenced AS f
-  -- Only a failure asks for its subscription: the probe of a NULL costs nothing.
-  LEFT JOIN mailhook.subscriptions AS s ON s.id = CASE WHEN NOT f.delivered THEN f.subscription_id END
+      least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')),
+    coalesce(s.suspend_when_exhausted, false)
+  FROM failed AS f
+  LEFT JOIN mailhook.subscriptions AS s ON s.id = f.subscription_id
   CROSS JOIN LATERAL (
     SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
   ) AS scheduled
 ),
 ended AS (
   DELETE FROM mailhook.deliveries AS d
-  WHERE d.id = ANY (ARRAY(SELECT x.id FROM decided AS x WHERE x.ended_as IS NOT NULL))
+  WHERE d.id = ANY (ARRAY(SELECT x.id FROM decided AS x WHERE x.ended_as <> 'delivered'))
 ),
 put_off AS (
   UPDATE mailhook.deliveries AS d
@@ -118,10 +131,10 @@ buried AS (
 health AS (
   INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome)
   SELECT x.subscription_id,
-    CASE WHEN bool_or(x.delivered) THEN 0 ELSE count(*) END, statement_timestamp(), statement_timestamp(), max(x.outcome)
+    CASE WHEN coalesce(bool_or(x.ended_as = 'delivered'), false) THEN 0 ELSE count(*) END, statement_timestamp(), statement_timestamp(), max(x.outcome)
   FROM decided AS x
   GROUP BY x.subscription_id
-  HAVING NOT bool_or(x.delivered)
+  HAVING NOT coalesce(bool_or(x.ended_as = 'delivered'), false)
     OR EXISTS (SELECT FROM mailhook.subscription_health AS f WHERE f.subscription_id = x.subscription_id AND f.consecutive_failures > 0)
   ORDER BY x.subscription_id
   ON CONFLICT (subscription_id) DO UPDATE
@@ -141,7 +154,7 @@ suspended AS (
       WHERE g.id IN (
         SELECT x.subscription_id
         FROM decided AS x
-        WHERE NOT x.delivered AND (x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted)))
+        WHERE x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted))
       ORDER BY g.id
       FOR UPDATE))
 )
@@ -176,6 +189,7 @@ type RecordRow struct {
 //
 // What to do is decided by the caller (outcome.go): @delivered and @suspends. When to do it is computed here, by the
 // database's clock: @age_ms is how long before this statement the attempt began.
+// A delivered one needs no decision: the deletion is its fence.
 // Failures add up; a success sets those that failed before back to nothing. One statement in id order: two workers that
 // record for the same subscriptions wait for each other, and never in a circle.
 func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, error) {

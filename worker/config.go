@@ -21,7 +21,7 @@ type Config struct {
 	// Version is named in User-Agent and in the workers table.
 	Version string
 
-	// MaxInFlight bounds the leased deliveries in memory, and so the requests under way.
+	// MaxInFlight bounds the requests under way; about as many more may wait to be recorded.
 	MaxInFlight int
 	// MaxBodyBytes bounds the event data in memory.
 	MaxBodyBytes int64

@@ -175,9 +175,9 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	lease := w.leases.expect()
 	workers, rank := w.state.share()
 	started := time.Now()
-	var answer []db.DispatchRow
+	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		answer, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
+		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
 			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(), IDPrefix: idPrefix(),
@@ -189,7 +189,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.leases.got(lease, nil)
 		return nil, err
 	}
-	taken, deliveries := w.unfold(answer, lease)
+	deliveries := w.unfold(taken, lease)
 	w.leases.got(lease, deliveries)
 	w.start(d.requests, deliveries)
 	if len(taken) > 0 {
@@ -209,30 +209,28 @@ func idPrefix() string {
 	return hex.EncodeToString(id[:12])
 }
 
-// unfold parts the answer of a dispatch: the outbox rows it took, and the deliveries it leased, with their events.
-func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) (taken []db.DispatchRow, deliveries []*delivery) {
+// unfold makes the deliveries that a dispatch has leased of its answer.
+func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 	events := make(map[int64]*event, len(rows))
+	var listed db.DispatchRow
 	for _, row := range rows {
-		if row.DeliveryID != uuid.Nil {
-			deliveries = append(deliveries, &delivery{id: row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, event: events[row.ID]})
-			continue
+		if row.DeliveryIDs != nil {
+			listed = row
 		}
-		taken = append(taken, row)
+		if row.Data == nil {
+			continue // nothing to send
+		}
 		events[row.ID] = &event{
 			id:        db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation},
 			eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,
-			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: emptyIfNull(row.Data),
+			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: row.Data,
 		}
 	}
-	return taken, deliveries
-}
-
-// emptyIfNull is the data of an event that has none.
-func emptyIfNull(data []byte) []byte {
-	if len(data) == 0 || string(data) == "null" {
-		return []byte("{}")
+	deliveries := make([]*delivery, len(listed.DeliveryIDs))
+	for i, id := range listed.DeliveryIDs {
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], event: events[listed.EventIDs[i]]}
 	}
-	return data
+	return deliveries
 }
 
 // halve makes the next batch smaller after a data error, until the row that causes it stands alone and is quarantined.

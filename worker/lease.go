@@ -13,14 +13,17 @@ import (
 
 // leases is what this process remembers of what it holds: every lease from the moment before the call that may get
 // it until its last delivery is recorded or given back. The database's account is compared with it (reconcileLeases).
+// A slot is free again when the request is over: what waits to be recorded has an outcome and no body.
 type leases struct {
 	mu             sync.Mutex
 	remembered     map[uuid.UUID]int // deliveries of a lease still held; 0 while the call is under way
-	bySubscription map[uuid.UUID]int
-	deliveries     int
-	claimed        int // of these, by claim
+	bySubscription map[uuid.UUID]int // with a slot
+	deliveries     int               // with a slot
+	claimed        int               // of these, by claim
+	unrecorded     int               // without one any more
 	bytes          int64
-	freed          chan struct{} // closed and replaced whenever something is given up
+	freed          chan struct{} // closed and replaced when something is given up
+	toldAt         time.Time
 }
 
 func newLeases() *leases {
@@ -58,12 +61,25 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	}
 }
 
+// finished frees the slot of a delivery whose request is over.
+func (l *leases) finished(d *delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free(d)
+	l.unrecorded++
+	// Not for each of some ten thousand a second: the next batch that is recorded tells, too.
+	if time.Since(l.toldAt) > time.Millisecond {
+		l.tell()
+	}
+}
+
 // recorded gives up the deliveries of outcomes.
 func (l *leases) recorded(batch []outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, o := range batch {
-		l.drop(o.delivery)
+		l.unrecorded--
+		l.forget(o.delivery)
 	}
 	l.tell()
 }
@@ -73,15 +89,13 @@ func (l *leases) returned(batch []returned) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range batch {
-		l.drop(r.delivery)
+		l.free(r.delivery)
+		l.forget(r.delivery)
 	}
 	l.tell()
 }
 
-func (l *leases) drop(d *delivery) {
-	if l.remembered[d.leaseID]--; l.remembered[d.leaseID] == 0 {
-		delete(l.remembered, d.leaseID)
-	}
+func (l *leases) free(d *delivery) {
 	if l.bySubscription[d.subscriptionID]--; l.bySubscription[d.subscriptionID] == 0 {
 		delete(l.bySubscription, d.subscriptionID)
 	}
@@ -91,11 +105,19 @@ func (l *leases) drop(d *delivery) {
 	}
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
+		d.event.data, d.event.rendered = nil, nil // its outcomes may wait a while
+	}
+}
+
+func (l *leases) forget(d *delivery) {
+	if l.remembered[d.leaseID]--; l.remembered[d.leaseID] == 0 {
+		delete(l.remembered, d.leaseID)
 	}
 }
 
 // tell wakes those who wait for room.
 func (l *leases) tell() {
+	l.toldAt = time.Now()
 	close(l.freed)
 	l.freed = make(chan struct{})
 }
@@ -103,7 +125,7 @@ func (l *leases) tell() {
 func (l *leases) held() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.deliveries
+	return l.deliveries + l.unrecorded
 }
 
 // A room is what may still come in.
@@ -161,7 +183,7 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 	deadline := time.After(within)
 	for {
 		l.mu.Lock()
-		n, freed := l.deliveries, l.freed
+		n, freed := l.deliveries+l.unrecorded, l.freed
 		l.mu.Unlock()
 		if n == 0 {
 			return true

@@ -97,7 +97,8 @@ func (w *Worker) deliver(ctx context.Context, sender *sender, d *delivery) {
 		return
 	}
 	w.metrics.attempted(o)
-	w.outcomes <- o
+	w.outcomes <- o // waits while recording does not keep up
+	w.leases.finished(d)
 }
 
 // turn is the subscription to send to, or nil and how long the delivery is to rest: its subscription is closed off,
