@@ -32,9 +32,9 @@ func (l *latencies) add(took []time.Duration) {
 	l.most = append(l.most, milliseconds(quantile(took, 1)))
 }
 
-// awake runs a worker on a new database with one subscription for each of the accounts while measure measures.
-func (b *bench) withWorker(ctx context.Context, measure func(context.Context, *database) error) (err error) {
-	d, err := b.cluster.installed(ctx, "accounts_1000", b.accepting(accounts, 1))
+// withWorker runs a worker on a new database while measure measures.
+func (b *bench) withWorker(ctx context.Context, name string, m market, measure func(context.Context, *database) error) (err error) {
+	d, err := b.cluster.installed(ctx, name, m)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (b *bench) latencyIdle(ctx context.Context) error {
 	var found latencies
 	var fsyncs []float64
 	n := b.scaled(100)
-	err := b.withWorker(ctx, func(ctx context.Context, d *database) error {
+	err := b.withWorker(ctx, "accounts_1000", b.accepting(accounts, 1), func(ctx context.Context, d *database) error {
 		for range rounds {
 			b.receiver.reset(0)
 			var took []time.Duration
@@ -185,7 +185,7 @@ func (b *bench) transact(ctx context.Context, d *database, n int, options pgx.Tx
 func (b *bench) single(ctx context.Context, row string, measure func(context.Context, *database, int) (time.Duration, error)) error {
 	var found latencies
 	n := b.scaled(30)
-	err := b.withWorker(ctx, func(ctx context.Context, d *database) error {
+	err := b.withWorker(ctx, "accounts_1000", b.accepting(accounts, 1), func(ctx context.Context, d *database) error {
 		b.receiver.reset(0)
 		var took []time.Duration
 		for i := range n {
@@ -211,7 +211,7 @@ func (b *bench) single(ctx context.Context, row string, measure func(context.Con
 func (b *bench) latencyLoad(ctx context.Context) error {
 	var found latencies
 	t := traffic{rate: 1000, lasts: b.seconds(20)}
-	err := b.withWorker(ctx, func(ctx context.Context, d *database) error {
+	err := b.withWorker(ctx, "accounts_1000", b.accepting(accounts, 1), func(ctx context.Context, d *database) error {
 		for range rounds {
 			took, err := b.live(ctx, d, t, nil)
 			if err != nil {

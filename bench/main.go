@@ -53,6 +53,7 @@ const rounds = 3
 type bench struct {
 	cluster  *cluster
 	receiver *receiver
+	silent   *receiver // of the endpoints that are dead
 	report   report
 	scale    float64
 	contests map[string][]drained // of the throughput row, by contestant
@@ -67,13 +68,21 @@ type row struct {
 func (b *bench) rows() []row {
 	return []row{
 		{"throughput", "committed events of 1,000 accounts, 1 match each, beside River and the bare POST", b.throughput},
+		{"cost", "what 1,000 deliveries of the throughput row cost, beside River", b.cost},
+		{"fan-out", "50,000 events, 10 matches each", b.fanOut},
 		{"host", "commits of one row into the outbox, beside the same table without trigger and with a NOTIFY in each", b.host},
 		{"host-bulk", "20,000 rows in one INSERT … SELECT", b.hostBulk},
 		{"latency-idle", "one event at a time, to a worker that sleeps", b.latencyIdle},
 		{"latency-load", "1,000 events/s from hosts that commit up to 20 ms after the insert", b.latencyLoad},
 		{"repeatable-read", "one event at a time, of a host whose snapshot is older than the worker's sleep", b.repeatableRead},
 		{"before-arming", "one event at a time, inserted before the worker slept and committed after", b.beforeArming},
-		{"cost", "what 1,000 deliveries of the throughput row cost, beside River", b.cost},
+		{"held-snapshot", "a drain while a transaction holds a snapshot and hosts commit late", b.heldSnapshot},
+		{"dead-neighbour", "live traffic beside endpoints that do not answer", b.deadNeighbour},
+		{"slow-neighbours", "live traffic beside endpoints that answer after 5 s", b.slowNeighbours},
+		{"subscriptions", "100,000 subscriptions, and 1,000 of one account of which 3 match", b.subscriptions},
+		{"backlog", "5,000,000 events that wait, and 1,000 events × 1,000 matches of one commit", b.backlog},
+		{"two-workers", "two worker processes on one database", b.twoWorkers},
+		{"four-databases", "one worker process for four databases", b.fourDatabases},
 	}
 }
 
@@ -90,6 +99,9 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	if b.receiver, err = newReceiver(); err != nil {
+		return err
+	}
+	if b.silent, err = newReceiver(); err != nil {
 		return err
 	}
 	if b.cluster, err = startCluster(ctx); err != nil {

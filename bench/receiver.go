@@ -134,12 +134,12 @@ func (r *receiver) check(n, slow int64) error {
 }
 
 // A tally is what has come up to now.
-type tally struct{ count, slow, repeated, connections int64 }
+type tally struct{ count, slow, never, repeated, connections int64 }
 
 func (r *receiver) tally() tally {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return tally{r.count, r.slow, r.repeated, r.connections}
+	return tally{r.count, r.slow, r.never, r.repeated, r.connections}
 }
 
 // rate is requests a second, first to last.

@@ -86,20 +86,27 @@ func (b *bench) contestRiver(ctx context.Context, n int) (drained, error) {
 }
 
 func (b *bench) contestMailhook(ctx context.Context, n int) (drained, error) {
-	return b.contestOf(ctx, "accounts_1000", b.accepting(accounts, 1), n)
+	return b.contestOf(ctx, "accounts_1000", n, b.accepting(accounts, 1))
 }
 
-// contestOf lets one worker deliver n events to a market. Markets of one name are the same.
-func (b *bench) contestOf(ctx context.Context, name string, m market, n int) (drained, error) {
-	d, err := b.cluster.installed(ctx, name, m)
+// contestOf lets one worker deliver n events to the first of some markets; the others match nothing. Databases of one
+// name have the same markets.
+func (b *bench) contestOf(ctx context.Context, name string, n int, markets ...market) (drained, error) {
+	d, err := b.cluster.installed(ctx, name, markets...)
 	if err != nil {
 		return drained{}, err
 	}
 	defer d.drop(ctx)
+	m := markets[0]
 	if err := d.insertEvents(ctx, n, m.accounts); err != nil {
 		return drained{}, err
 	}
-	return b.drain(ctx, drain{deliveries: int64(n * m.each), database: d, done: d.recorded, workers: aWorker(d)})
+	r, err := b.drain(ctx, drain{deliveries: int64(n * m.each), database: d, done: d.recorded, workers: aWorker(d)})
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", name, err)
+	}
+	progress("  %s: %.0f deliveries/s", name, r.rate)
+	return r, nil
 }
 
 // cost is what the contestants of the throughput row used, for 1,000 deliveries.
@@ -130,5 +137,5 @@ func (b *bench) costOf(name string) {
 	add("transaction ids", "per 1,000", func(r drained) float64 { return float64(r.used.xids) / thousands })
 	add("transactions", "per 1,000", func(r drained) float64 { return float64(r.used.transactions) / thousands })
 	add("growth of the database", "KB per 1,000", func(r drained) float64 { return float64(r.used.disk) / 1024 / thousands })
-	add("memory of the worker, most", "MB", func(r drained) float64 { return float64(r.memory) / (1 << 20) })
+	add("memory of the worker, most", "MB", func(r drained) float64 { return megabytes(r.memory) })
 }

@@ -60,6 +60,25 @@ func (t traffic) run(ctx context.Context, d *database) (committed map[int64]time
 	return committed, errors.Join(errs...)
 }
 
+// beside lets traffic run until it is stopped, and answers then how many events were committed.
+func (t traffic) beside(d *database) func(context.Context) (stop func() (int64, error)) {
+	return func(ctx context.Context) func() (int64, error) {
+		running, cancel := context.WithCancel(ctx)
+		var committed map[int64]time.Time
+		var err error
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			committed, err = t.run(running, d)
+		}()
+		return func() (int64, error) {
+			cancel()
+			<-ended
+			return int64(len(committed)), err
+		}
+	}
+}
+
 func (d *database) commitLate(ctx context.Context, n int64) (time.Time, error) {
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
