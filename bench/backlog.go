@@ -19,7 +19,7 @@ func (b *bench) backlog(ctx context.Context) error {
 	b.report.atMost(1, "backlog", number(float64(n))+" events: first delivery after the start", "s", long.start.Seconds())
 	b.report.add("backlog", number(float64(b.scaled(200_000)))+" events", "deliveries/s", short.rate)
 	b.report.add("backlog", number(float64(n))+" events, the first "+number(float64(measured)), "deliveries/s", long.rate)
-	b.report.atLeast(0.9, "backlog", "long backlog : short", "×", long.rate/short.rate)
+	b.report.atLeast(0.9, "backlog", "long backlog : short", long.rate/short.rate)
 	b.report.atMost(150, "backlog", number(float64(n))+" events: memory of the worker, most", "MB", megabytes(long.memory))
 
 	wide, err := b.drainPart(ctx, "accounts_1_each_1000", b.accepting(1, 1000), 1000, b.scaled(100_000))

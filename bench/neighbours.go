@@ -38,7 +38,7 @@ func (b *bench) deadNeighbour(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", n.what, err)
 		}
 		b.report.add("dead-neighbour", n.what+": live", "deliveries/s", found.rate)
-		b.report.atLeast(0.9, "dead-neighbour", n.what+": live : none", "×", found.rate/alone.rate)
+		b.report.atLeast(0.9, "dead-neighbour", n.what+": live : none", found.rate/alone.rate)
 		b.report.add("dead-neighbour", n.what+": live p99", "ms", found.p99)
 		b.report.atMost(1.5, "dead-neighbour", n.what+": live p99 : none", "×", found.p99/alone.p99)
 	}

@@ -19,8 +19,8 @@ type contestant struct {
 }
 
 // startWorker runs the product's own binary.
-func startWorker(ctx context.Context, d []*database, flags ...string) (*contestant, error) {
-	args := append([]string{"worker"}, flags...)
+func startWorker(ctx context.Context, d []*database) (*contestant, error) {
+	args := []string{"worker"}
 	for _, d := range d {
 		args = append(args, "--database-url", d.url)
 	}

@@ -32,12 +32,13 @@ func (r *report) add(row, what, unit string, values ...float64) {
 	r.put(figure{Row: row, What: what, Unit: unit, Values: values})
 }
 
-// atLeast and atMost add a figure that has a bar, which its median is held against.
-func (r *report) atLeast(bar float64, row, what, unit string, values ...float64) {
+// atLeast adds a ratio that has a bar, which its median is held against.
+func (r *report) atLeast(bar float64, row, what string, values ...float64) {
 	met := median(values) >= bar
-	r.put(figure{row, what, values, unit, "≥ " + number(bar), &met})
+	r.put(figure{row, what, values, "×", "≥ " + number(bar), &met})
 }
 
+// atMost is atLeast for what is better the less it is.
 func (r *report) atMost(bar float64, row, what, unit string, values ...float64) {
 	met := median(values) <= bar
 	r.put(figure{row, what, values, unit, "≤ " + number(bar), &met})

@@ -30,7 +30,7 @@ func (b *bench) twoWorkers(ctx context.Context) error {
 	}
 	b.report.add("two-workers", "one worker, "+number(float64(n))+" events", "deliveries/s", one.rate)
 	b.report.add("two-workers", "two worker processes", "deliveries/s", two.rate)
-	b.report.atLeast(0.95, "two-workers", "two : one", "×", two.rate/one.rate)
+	b.report.atLeast(0.95, "two-workers", "two : one", two.rate/one.rate)
 	return nil
 }
 
@@ -47,7 +47,7 @@ func (b *bench) fourDatabases(ctx context.Context) error {
 	}
 	b.report.add("four-databases", "one database, "+number(float64(n))+" events", "deliveries/s", one.rate)
 	b.report.add("four-databases", "four databases, "+number(float64(n/4))+" events each, one process", "deliveries/s", four.rate)
-	b.report.atLeast(0.9, "four-databases", "four : one", "×", four.rate/one.rate)
+	b.report.atLeast(0.9, "four-databases", "four : one", four.rate/one.rate)
 	b.report.add("four-databases", "memory of the process, most", "MB", megabytes(four.memory))
 	return nil
 }
