@@ -65,3 +65,13 @@ func (q *Queries) ListOutboxWriters(ctx context.Context) ([]string, error) {
 	}
 	return items, nil
 }
+
+const notify = `-- name: Notify :exec
+SELECT pg_notify($1::text, '')
+`
+
+// Notify tells the sessions that listen on a channel, when it commits.
+func (q *Queries) Notify(ctx context.Context, channel string) error {
+	_, err := q.db.Exec(ctx, notify, channel)
+	return err
+}

@@ -41,6 +41,9 @@ type dispatcher struct {
 	full    bool    // the last batch was: there is more, no need to peek
 	foundAt time.Time
 
+	leftSome bool      // the last batch wrote deliveries as waiting
+	askedAt  time.Time // for help
+
 	armed   bool
 	writers map[string]bool // transactions that inserted before we armed
 }
@@ -65,10 +68,8 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 			d.idle(ctx)
 		}
 	}
-	// The last one out disarms: nobody is left to be notified. With others asleep the trigger stays armed for them.
-	if workers, _ := w.state.share(); workers == 1 {
-		d.disarm(context.WithoutCancel(ctx))
-	}
+	// Nobody is left to be notified; the next watcher arms for itself.
+	d.disarm(context.WithoutCancel(ctx))
 }
 
 // waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
@@ -94,6 +95,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 		case <-room.more:
 		case <-patience:
 			patience = nil
+			d.askForHelp(ctx) // what comes now is not for us
 		case <-ctx.Done():
 			return 0, 0, false
 		}
@@ -192,9 +194,11 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	deliveries := w.unfold(taken, lease)
 	w.leases.got(lease, deliveries)
 	w.start(d.requests, deliveries)
+	d.leftSome = false
 	if len(taken) > 0 {
-		if int(taken[0].Deliveries) > len(deliveries) {
-			signal(w.due) // some were written as waiting
+		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
+			signal(w.due)
+			d.leftSome = true
 		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)

@@ -24,6 +24,7 @@ type metrics struct {
 	eventsDuplicate   prometheus.Counter
 	eventsQuarantined prometheus.Counter
 	notifications     prometheus.Counter
+	arms              prometheus.Counter
 	leasesReturned    prometheus.Counter
 	staleOutcomes     prometheus.Counter
 	workersRescued    prometheus.Counter
@@ -52,6 +53,7 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases) *metri
 	m.eventsDuplicate = counter("events_duplicate_total", "Dispatched events whose dedupe_key had been seen within the window.")
 	m.eventsQuarantined = counter("events_quarantined_total", "Events that could not be dispatched.")
 	m.notifications = counter("notifications_total", "Notifications received from hosts' transactions.")
+	m.arms = counter("arms_total", "Times that the trigger on outbox was asked to notify.")
 	m.leasesReturned = counter("leases_returned_total", "Deliveries given back without an attempt.")
 	m.staleOutcomes = counter("stale_outcomes_total", "Outcomes that came after their lease was taken away.")
 	m.workersRescued = counter("workers_rescued_total", "Workers taken for dead by this one.")

@@ -12,8 +12,17 @@ import (
 )
 
 const (
+	// wakeupChannel is where hosts notify: only the watcher listens. workChannel is where it says that there is work for
+	// more than one.
 	wakeupChannel = "mailhook_wakeup"
+	workChannel   = "mailhook_work"
 	testPayload   = "test"
+	// watchKey is the advisory lock of the watcher: "mailhook" in ASCII.
+	watchKey = 0x6d61696c686f6f6b
+	// electionInterval is how often the others try to become the watcher.
+	electionInterval = time.Second
+	// helpInterval is how often a worker asks the others for help at most.
+	helpInterval = 100 * time.Millisecond
 	// pingInterval and pingTimeout find a LISTEN connection that is dead without having said so.
 	pingInterval = 10 * time.Second
 	pingTimeout  = 5 * time.Second
@@ -23,10 +32,15 @@ const (
 
 // wake listens on a connection of its own, outside the pool and never in a transaction. Polling is the truth and
 // notifications the accelerator: after every (re)connect it listens first and then has the outbox looked at.
+//
+// Of all workers one is the watcher: it arms the trigger and is notified by hosts. The others sleep until it asks for
+// help, so that an event wakes one worker and not sixteen, and nobody arms while another is awake. Nothing depends on
+// it: without a watcher everyone polls.
 func (w *Worker) wake(ctx context.Context) {
-	probed := false
+	l := &listener{w: w}
 	for ctx.Err() == nil {
-		err := w.listen(ctx, &probed)
+		err := l.listen(ctx)
+		w.watching.Store(false)
 		if ctx.Err() == nil {
 			w.complain(ctx, "listen", err)
 			pause(ctx, time.Second)
@@ -34,7 +48,15 @@ func (w *Worker) wake(ctx context.Context) {
 	}
 }
 
-func (w *Worker) listen(ctx context.Context, probed *bool) error {
+// A listener is the state of the wake loop over its connections.
+type listener struct {
+	w        *Worker
+	probed   bool
+	swallows bool // a pooler takes the notifications
+}
+
+func (l *listener) listen(ctx context.Context) error {
+	w := l.w
 	connecting, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	conn, err := db.Connect(connecting, w.cfg.DatabaseURL, db.Role{Name: "mailhook listener", StatementTimeout: pingTimeout})
@@ -43,22 +65,46 @@ func (w *Worker) listen(ctx context.Context, probed *bool) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to do about it
 	probe := "mailhook_probe_" + strings.ReplaceAll(w.identity.get().String(), "-", "")
-	if _, err := conn.Exec(connecting, "LISTEN "+wakeupChannel+"; LISTEN "+probe); err != nil {
+	if _, err := conn.Exec(connecting, "LISTEN "+workChannel+"; LISTEN "+probe); err != nil {
 		return err
 	}
 	signal(w.events)
 	signal(w.tests)
-	if !*probed {
-		*probed = true
-		if err := w.probe(ctx, conn, probe); err != nil {
+	if !l.probed {
+		l.probed = true
+		if l.swallows, err = w.probe(ctx, conn, probe); err != nil {
 			return err
 		}
 	}
 	for {
-		if err := w.next(ctx, conn, pingInterval); err != nil {
+		within := pingInterval
+		if !w.watching.Load() && !l.swallows {
+			if err := w.stand(ctx, conn); err != nil {
+				return err
+			}
+			within = electionInterval
+		}
+		if err := w.next(ctx, conn, within); err != nil {
 			return err
 		}
 	}
+}
+
+// stand makes this worker the watcher if there is none. The lock ends with the connection.
+func (w *Worker) stand(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	var got bool
+	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(watchKey)).Scan(&got); err != nil || !got {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "LISTEN "+wakeupChannel); err != nil {
+		return err
+	}
+	w.watching.Store(true)
+	signal(w.events)
+	signal(w.tests)
+	return nil
 }
 
 // next waits for one notification and passes it on. When none comes in time it pings on the same connection.
@@ -74,6 +120,10 @@ func (w *Worker) next(ctx context.Context, conn *pgx.Conn, within time.Duration)
 		w.metrics.notifications.Inc()
 		signal(w.events)
 		return nil
+	case err == nil && n.Channel == workChannel:
+		signal(w.events)
+		signal(w.due)
+		return nil
 	case err == nil:
 		return nil
 	case ctx.Err() == nil && errors.Is(waiting.Err(), context.DeadlineExceeded):
@@ -86,9 +136,9 @@ func (w *Worker) next(ctx context.Context, conn *pgx.Conn, within time.Duration)
 
 // probe sends this worker a notification by way of the pool. A pooler in transaction mode swallows it: that is said
 // once, and the worker goes on by polling.
-func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) error {
-	if _, err := w.pool.Exec(ctx, "SELECT pg_notify($1, '')", channel); err != nil {
-		return err
+func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) (swallowed bool, err error) {
+	if err := w.q.Notify(ctx, channel); err != nil {
+		return false, err
 	}
 	deadline := time.Now().Add(probeTimeout)
 	for time.Now().Before(deadline) {
@@ -96,24 +146,37 @@ func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) erro
 		n, err := conn.WaitForNotification(waiting)
 		cancel()
 		if err == nil && n.Channel == channel {
-			return nil
+			return false, nil
 		}
 		if err == nil {
 			signal(w.events)
 			continue
 		}
 		if ctx.Err() != nil || conn.IsClosed() {
-			return err
+			return false, err
 		}
 	}
 	w.cfg.Log.Warn("notifications do not arrive: a pooler in transaction mode? Going on by polling", "poll_interval", w.cfg.PollInterval)
-	return nil
+	return true, nil
 }
 
-// found is what a look that took rows means for waking: traffic. While the worker is awake, no host need notify.
+// found is what a look that took rows means for waking: traffic. While the watcher is awake, no host need notify.
 func (d *dispatcher) found(ctx context.Context) {
 	d.foundAt = time.Now()
 	d.disarm(ctx)
+	if d.full || d.leftSome {
+		d.askForHelp(ctx)
+	}
+}
+
+// askForHelp wakes the other workers: there is more than this one takes at once.
+func (d *dispatcher) askForHelp(ctx context.Context) {
+	if workers, _ := d.w.state.share(); workers < 2 || time.Since(d.askedAt) < helpInterval {
+		return
+	}
+	d.askedAt = time.Now()
+	err := call(ctx, func(ctx context.Context) error { return d.w.urgentQ.Notify(ctx, workChannel) })
+	d.w.complain(ctx, "ask for help", err)
 }
 
 func (d *dispatcher) disarm(ctx context.Context) {
@@ -125,10 +188,14 @@ func (d *dispatcher) disarm(ctx context.Context) {
 	d.w.complain(ctx, "disarm", err)
 }
 
-// idle is what to do when a look found nothing: linger, then arm the trigger, then wait for the transactions that
-// inserted before it was armed, then sleep. Each way out of it leads to another look.
+// idle is what to do when a look found nothing. The watcher lingers, then arms the trigger, then waits for the
+// transactions that inserted before it was armed, then sleeps. The others sleep. Each way out of it leads to another
+// look.
 func (d *dispatcher) idle(ctx context.Context) {
 	switch {
+	case !d.w.watching.Load():
+		d.armed, d.writers = false, nil // whoever watches now arms for itself
+		d.rest(ctx, d.w.cfg.PollInterval)
 	case time.Since(d.foundAt) < lingerTime:
 		d.rest(ctx, lingerPause)
 	case !d.armed:
@@ -163,6 +230,7 @@ func (d *dispatcher) rest(ctx context.Context, most time.Duration) bool {
 
 // arm asks to be notified, and takes note of the transactions that wrote into the outbox before: they will not notify.
 func (d *dispatcher) arm(ctx context.Context) {
+	d.w.metrics.arms.Inc()
 	err := call(ctx, func(ctx context.Context) error {
 		if _, err := d.w.urgentQ.Arm(ctx); err != nil {
 			return err

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"mailhook/db/dbtest"
 )
@@ -139,4 +141,96 @@ func (b *bundle) lateHost(ctx context.Context, n int) error {
 		}
 	}
 	return nil
+}
+
+// Of sixteen workers one watches: a trickle of events wakes it and not all, and while it is awake nobody arms the
+// trigger, so that hosts need not notify.
+func TestSixteenWorkersDoNotHerd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	workers := make([]*Worker, 16)
+	for i := range workers {
+		cfg := b.config()
+		cfg.PollInterval = time.Hour
+		workers[i], _ = b.run(t, cfg)
+	}
+	b.waitArmed(t)
+	before := sum(workers, (*Worker).arms)
+	const events = 100
+	for n := range events {
+		b.Exec(t, "SELECT mailhook.emit('email.sent')")
+		b.waitFor(t, n+1)
+	}
+	// At most one a linger: waitFor may take longer than that on a busy machine.
+	if arms, notified := sum(workers, (*Worker).arms)-before, sum(workers, (*Worker).notified); arms > events/4 || notified > events/4 {
+		t.Errorf("armed %v times, notified %v times for %d events one after the other", arms, notified, events)
+	}
+	if watchers := sum(workers, func(w *Worker) float64 { return map[bool]float64{true: 1}[w.watching.Load()] }); watchers != 1 {
+		t.Errorf("%v watchers", watchers)
+	}
+}
+
+func (w *Worker) arms() float64       { return value(w.metrics.arms) }
+func (w *Worker) notified() float64   { return value(w.metrics.notifications) }
+func (w *Worker) dispatched() float64 { return value(w.metrics.eventsDispatched) }
+
+func value(c prometheus.Counter) float64 {
+	var m dto.Metric
+	c.Write(&m) //nolint:errcheck // a counter can
+	return m.GetCounter().GetValue()
+}
+
+func sum(workers []*Worker, of func(*Worker) float64) (total float64) {
+	for _, w := range workers {
+		total += of(w)
+	}
+	return total
+}
+
+// When the watcher goes, another takes its place.
+func TestAnotherWorkerWatches(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	config := func() Config {
+		cfg := b.config()
+		cfg.PollInterval = time.Hour
+		return cfg
+	}
+	first, stop := b.run(t, config())
+	dbtest.Eventually(t, 10*time.Second, "a watcher", first.watching.Load)
+	second, _ := b.run(t, config())
+	b.waitArmed(t)
+	stop()
+	dbtest.Eventually(t, 10*time.Second, "another watcher", second.watching.Load)
+	b.waitArmed(t)
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	b.waitFor(t, 1)
+}
+
+// What one worker cannot take at once, the sleeping ones help with.
+func TestSleepingWorkersHelp(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 1000")
+	workers := make([]*Worker, 2)
+	for i := range workers {
+		cfg := b.config()
+		cfg.PollInterval, cfg.BatchRows = time.Hour, 10
+		workers[i], _ = b.run(t, cfg)
+	}
+	b.waitArmed(t)
+	dbtest.Eventually(t, 10*time.Second, "both known", func() bool {
+		n, _ := workers[0].state.share()
+		m, _ := workers[1].state.share()
+		return n == 2 && m == 2
+	})
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 5000)")
+	b.waitFor(t, 5000)
+	for i, w := range workers {
+		if w.dispatched() == 0 {
+			t.Errorf("worker %d took nothing", i)
+		}
+	}
 }

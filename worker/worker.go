@@ -48,7 +48,9 @@ type Worker struct {
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
 	ready  atomic.Bool
-	quiet  quiet
+	// watching: hosts' notifications come to this worker.
+	watching atomic.Bool
+	quiet    quiet
 }
 
 // New connects, checks the schema, and makes itself ready to run. Close it if it is not run.

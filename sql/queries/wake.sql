@@ -19,3 +19,7 @@ WHERE l.locktype = 'relation'
   AND l.granted
   AND l.virtualtransaction IS NOT NULL
   AND l.pid IS DISTINCT FROM pg_backend_pid();
+
+-- Notify tells the sessions that listen on a channel, when it commits.
+-- name: Notify :exec
+SELECT pg_notify(@channel::text, '');
