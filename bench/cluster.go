@@ -174,18 +174,19 @@ func (c *cluster) installed(ctx context.Context, name string, markets ...market)
 	return c.clone(ctx, name)
 }
 
-// subscribe inserts the subscriptions of a market, with a sealed secret each.
+// subscribe inserts the subscriptions of a market, with a sealed secret each, as if an hour ago: workers read again twice
+// a second what has changed within a minute.
 func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, m market) error {
-	n := m.accounts * m.each
+	n, then := m.accounts*m.each, time.Now().Add(-time.Hour)
 	subscriptions := make([][]any, n)
 	secrets := make([][]any, n)
 	for i := range n {
 		id := uuid.Must(uuid.NewV7())
-		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32)}
+		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32), then, then}
 		secrets[i] = []any{id, c.ring.KeyID(), c.ring.Seal(id, []byte(secret))}
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscriptions"},
-		[]string{"id", "account_id", "url", "event_types", "max_in_flight"}, pgx.CopyFromRows(subscriptions)); err != nil {
+		[]string{"id", "account_id", "url", "event_types", "max_in_flight", "created_at", "updated_at"}, pgx.CopyFromRows(subscriptions)); err != nil {
 		return err
 	}
 	_, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscription_secrets"}, []string{"subscription_id", "key_id", "sealed"}, pgx.CopyFromRows(secrets))

@@ -8,8 +8,8 @@
 // environment:
 //
 //	ONLY=mailhook     of the throughput row only this contestant, once (bare, mailhook or river)
-//	PROFILE=dir       with ROW=throughput ONLY=mailhook: the CPU profile of the worker in dir, and the statements that
-//	                  took the time in PostgreSQL
+//	PROFILE=dir       the CPU profiles of mailhook's workers in dir, and after each row the statements that took the time
+//	                  in PostgreSQL; for rows with one database, as ROW=throughput ONLY=mailhook
 //	SCALE=0.05        a twentieth of the events and of the seconds, to see whether the bench itself works
 //	RESULTS=dir       where the results of a whole run go
 //	MAILHOOK_BIN      the worker's binary
@@ -148,7 +148,7 @@ func (b *bench) measure(ctx context.Context, rows []row) error {
 	for _, r := range rows {
 		progress("%s: %s", r.name, r.what)
 		began := time.Now()
-		if err := r.measure(ctx); err != nil {
+		if err := errors.Join(r.measure(ctx), b.cluster.statements(ctx)); err != nil {
 			progress("%s: %v", r.name, err)
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.name, err))
 		}
