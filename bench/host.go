@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,9 @@ func (b *bench) hostTables(ctx context.Context) (*database, error) {
 		d.exec(ctx, "CREATE TRIGGER notify_always AFTER INSERT ON "+notifyTable+" FOR EACH STATEMENT EXECUTE FUNCTION public.notify_always()"))
 }
 
+// turn is how long a table has the host to itself.
+const turn = 500 * time.Millisecond
+
 // commits is what some clients did in a time.
 type commits struct {
 	n    int64
@@ -62,7 +66,7 @@ func (c *commits) join(d commits) {
 
 func (c *commits) rate() float64 { return float64(c.n) / c.took.Seconds() }
 
-// host is 16 and 32 clients that commit one row at a time. The tables take turns every second, so that what else
+// host is 16 and 32 clients that commit one row at a time. The tables take turns every half second, so that what else
 // happens to the disk happens to all of them.
 func (b *bench) host(ctx context.Context) error {
 	d, err := b.hostTables(ctx)
@@ -93,15 +97,15 @@ func (b *bench) hostOf(ctx context.Context, d *database, clients int) error {
 	rates, late := map[string][]float64{}, map[string][]float64{}
 	for range rounds {
 		found := map[string]*commits{bareOutbox: {}, outbox: {}, notifyTable: {}}
-		for range int(b.seconds(5).Seconds()) {
+		for range int(b.seconds(5) / turn) {
 			for _, table := range tables {
-				c, err := hosts.commitFor(ctx, table, time.Second)
+				c, err := hosts.commitFor(ctx, table, turn)
 				if err != nil {
 					return err
 				}
 				found[table].join(c)
 			}
-			tables = append(tables[1:], tables[0]) // none always comes after the same one
+			rand.Shuffle(len(tables), func(i, j int) { tables[i], tables[j] = tables[j], tables[i] }) // none always comes after the same one
 		}
 		for table, c := range found {
 			rates[table] = append(rates[table], c.rate())
