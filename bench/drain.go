@@ -84,7 +84,7 @@ func (b *bench) settled(ctx context.Context, d drain, deliveries int64, workers 
 	if err := d.done(ctx); err != nil {
 		return err
 	}
-	return b.receiver.check(deliveries, 0)
+	return b.receiver.check(deliveries)
 }
 
 func (d drain) usage(ctx context.Context, workers []*contestant) (u usage, err error) {

@@ -105,7 +105,8 @@ func (b *bench) hostOf(ctx context.Context, d *database, clients int) error {
 				}
 				found[table].join(c)
 			}
-			rand.Shuffle(len(tables), func(i, j int) { tables[i], tables[j] = tables[j], tables[i] }) // none always comes after the same one
+			// None always comes after the same one.
+			rand.Shuffle(len(tables), func(i, j int) { tables[i], tables[j] = tables[j], tables[i] }) //nolint:gosec // not a secret
 		}
 		for table, c := range found {
 			rates[table] = append(rates[table], c.rate())

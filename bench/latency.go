@@ -104,7 +104,7 @@ func (b *bench) latencyIdle(ctx context.Context) error {
 				}
 				took = append(took, one)
 			}
-			if err := errors.Join(d.recorded(ctx), b.receiver.check(int64(n), 0)); err != nil {
+			if err := errors.Join(d.recorded(ctx), b.receiver.check(int64(n))); err != nil {
 				return err
 			}
 			found.add(took)
@@ -196,7 +196,7 @@ func (b *bench) single(ctx context.Context, row string, measure func(context.Con
 			took = append(took, one)
 		}
 		found.add(took)
-		return errors.Join(d.recorded(ctx), b.receiver.check(int64(2*n), 0))
+		return errors.Join(d.recorded(ctx), b.receiver.check(int64(2*n)))
 	})
 	if err != nil {
 		return err
@@ -218,6 +218,7 @@ func (b *bench) latencyLoad(ctx context.Context) error {
 				return err
 			}
 			found.add(took)
+			progress("  p50 %.1f ms, p99 %.1f ms", found.p50[len(found.p50)-1], found.p99[len(found.p99)-1])
 		}
 		return nil
 	})

@@ -104,12 +104,8 @@ func (b *bench) live(ctx context.Context, d *database, t traffic, counts func(n 
 	if err := b.allCame(ctx, int64(len(committed))); err != nil {
 		return nil, err
 	}
-	if err := d.recorded(ctx); err != nil {
+	if err := errors.Join(d.recorded(ctx), b.receiver.check(int64(len(committed)))); err != nil {
 		return nil, err
-	}
-	came := b.receiver.tally()
-	if came.repeated > 0 || came.count+came.slow != int64(len(committed)) {
-		return nil, fmt.Errorf("%d deliveries came of %d events, %d more than once", came.count+came.slow, len(committed), came.repeated)
 	}
 	arrived := b.receiver.arrivals()
 	var took []time.Duration
