@@ -127,17 +127,19 @@ func (b *bench) chosen() ([]row, error) {
 	if only == "" {
 		return rows, nil
 	}
-	var chosen []row
-	for name := range strings.SplitSeq(only, ",") {
-		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
-		if i < 0 {
-			var names []string
-			for _, r := range rows {
-				names = append(names, r.name)
-			}
-			return nil, fmt.Errorf("there is no row %q; the rows are %s", name, strings.Join(names, ", "))
+	names := strings.Split(only, ",")
+	var chosen []row // in their own order: some use what others found
+	for _, r := range rows {
+		if i := slices.Index(names, r.name); i >= 0 {
+			chosen, names = append(chosen, r), slices.Delete(names, i, i+1)
 		}
-		chosen = append(chosen, rows[i])
+	}
+	if len(names) > 0 {
+		var all []string
+		for _, r := range rows {
+			all = append(all, r.name)
+		}
+		return nil, fmt.Errorf("there is no row %q; the rows are %s", names[0], strings.Join(all, ", "))
 	}
 	return chosen, nil
 }
