@@ -31,6 +31,7 @@ type cluster struct {
 	made   int
 
 	settings map[string]string
+	log      *os.File // of PostgreSQL; stays where a row failed
 }
 
 func startCluster(ctx context.Context) (*cluster, error) {
@@ -38,11 +39,15 @@ func startCluster(ctx context.Context) (*cluster, error) {
 	if os.Getenv("PROFILE") != "" {
 		settings["shared_preload_libraries"] = "pg_stat_statements"
 	}
-	server, err := localpg.Start(ctx, localpg.Options{Settings: settings, Log: logFile()})
+	log, err := os.CreateTemp("", "mailhook-bench-postgres-*.log")
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{server: server, key: db.NewMasterKey(), settings: settings}
+	server, err := localpg.Start(ctx, localpg.Options{Settings: settings, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{server: server, key: db.NewMasterKey(), settings: settings, log: log}
 	if c.ring, err = db.NewKeyring(c.key); err != nil {
 		return nil, err
 	}
@@ -56,15 +61,6 @@ func startCluster(ctx context.Context) (*cluster, error) {
 	first, _, _ := strings.Cut(pidFile, "\n")
 	c.pid, err = strconv.Atoi(first)
 	return c, err
-}
-
-func logFile() *os.File {
-	f, err := os.CreateTemp("", "mailhook-bench-postgres-*.log")
-	if err != nil {
-		return os.Stderr
-	}
-	progress("the log of PostgreSQL is %s", f.Name())
-	return f
 }
 
 func (c *cluster) stop() {

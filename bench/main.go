@@ -113,6 +113,11 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	failed := b.measure(ctx, chosen)
+	if failed == nil {
+		os.Remove(b.cluster.log.Name()) //nolint:errcheck // nobody needs it
+	} else {
+		progress("the log of PostgreSQL is %s", b.cluster.log.Name())
+	}
 	b.report.print(os.Stdout)
 	if whole := len(chosen) == len(b.rows()) && b.scale == 1 && os.Getenv("ONLY") == ""; whole && failed == nil {
 		return b.report.write(os.Getenv("RESULTS"))
