@@ -158,7 +158,13 @@ matched AS (
       AS may_start
   FROM accepted AS a
   JOIN types ON types.event_type = a.event_type
-  JOIN mailhook.subscription_event_types AS named ON named.event_type = ANY (types.nodes) AND named.account_id = a.account_id
+  -- OFFSET 0: always probed with both; the planner, who takes a batch for one row, would read all of it for a hash.
+  CROSS JOIN LATERAL (
+    SELECT t.subscription_id
+    FROM mailhook.subscription_event_types AS t
+    WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
+    OFFSET 0
+  ) AS named
   JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate

@@ -97,7 +97,7 @@ func TestProducerMayDoNothingElse(t *testing.T) {
 		"SELECT * FROM mailhook.outbox", "SELECT recipient FROM mailhook.outbox", "SELECT id FROM mailhook.outbox FOR UPDATE",
 		"UPDATE mailhook.outbox SET event_type = 'a'", "UPDATE mailhook.outbox SET data = NULL",
 		"DELETE FROM mailhook.outbox", "TRUNCATE mailhook.outbox", "COPY mailhook.outbox TO STDOUT",
-		"SELECT nextval('mailhook.wakeup')", "SELECT setval('mailhook.wakeup', 1)", "SELECT last_value FROM mailhook.wakeup",
+		"SELECT nextval('mailhook.wakeup')", "SELECT setval('mailhook.wakeup', 1)",
 		"SELECT nextval('mailhook.emit_failures')", "SELECT setval('mailhook.emit_failures', 1)", "SELECT setval('mailhook.outbox_id_seq', 1)",
 		"CREATE TABLE mailhook.mine (id int)", "CREATE FUNCTION mailhook.mine() RETURNS int LANGUAGE sql RETURN 1",
 		"CREATE TRIGGER mine AFTER INSERT ON mailhook.outbox EXECUTE FUNCTION mailhook.wake_workers()",
