@@ -14,7 +14,8 @@ const (
 	claimSteps = 1000
 	// claimOfEach bounds what one claim takes of a subscription, so that many have their turn.
 	claimOfEach = 100
-	// claimPause lets more slots become free than the one that was, so that a claim is worth its round trip.
+	// claimPause lets more slots become free than the one that was, so that a claim is worth its round trip. It doubles
+	// while claims find nothing: the subscription that waits for room may be one whose endpoint is dead.
 	claimPause = 5 * time.Millisecond
 )
 
@@ -30,6 +31,7 @@ type claimed struct {
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
 	var last claimed
+	rest := claimPause
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
@@ -45,6 +47,9 @@ func (w *Worker) claim(ctx, requests context.Context) {
 		if last.deliveries > 0 && last.resume != uuid.Nil {
 			continue // the walk goes on
 		}
+		if rest = min(2*rest, w.cfg.ClaimInterval); last.deliveries > 0 {
+			rest = claimPause
+		}
 		if last.deliveries == 0 && !last.limited {
 			more = nil // nothing waits for a slot
 		}
@@ -53,7 +58,7 @@ func (w *Worker) claim(ctx, requests context.Context) {
 		case <-ticker.C:
 		case <-w.due:
 		case <-more:
-			pause(ctx, claimPause)
+			pause(ctx, rest)
 		}
 	}
 }

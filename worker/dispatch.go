@@ -41,7 +41,7 @@ type dispatcher struct {
 	full    bool    // the last batch was: there is more, no need to peek
 	foundAt time.Time
 
-	leftSome bool      // the last batch wrote deliveries as waiting
+	leftSome bool      // the last batch had more deliveries than free slots
 	askedAt  time.Time // for help
 
 	armed   bool
@@ -69,7 +69,9 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 		}
 	}
 	// Nobody is left to be notified; the next watcher arms for itself.
-	d.disarm(context.WithoutCancel(ctx))
+	if d.armed {
+		d.setOff(context.WithoutCancel(ctx))
+	}
 }
 
 // waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
@@ -78,6 +80,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 	w := d.w
 	if !w.state.sending() || w.state.alive(time.Now()) != nil {
 		w.ready.Store(true)
+		d.askForHelp(ctx) // what comes now is not for us
 		select {
 		case <-ctx.Done():
 		case <-w.state.changed:
@@ -85,17 +88,19 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 		}
 		return 0, 0, false
 	}
-	patience := time.After(10 * time.Millisecond)
-	for {
+	patience := time.NewTimer(10 * time.Millisecond)
+	defer patience.Stop()
+	for patient := true; ; {
 		room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && patience == nil)) {
+		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
 		select {
 		case <-room.more:
-		case <-patience:
-			patience = nil
-			d.askForHelp(ctx) // what comes now is not for us
+		case <-patience.C:
+			patient = false
+			d.askForHelp(ctx) // as above
+			patience.Reset(helpInterval)
 		case <-ctx.Done():
 			return 0, 0, false
 		}
@@ -105,7 +110,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 // look takes one batch and starts its deliveries. It answers how many rows it took.
 func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, error) {
 	now := time.Now()
-	after, probes := d.sweep.start(d.floor.after, now), d.floor.probes(now)
+	after, probes := d.sweep.start(d.floor.after, now), d.floor.probes(now, d.full)
 	if !d.full {
 		if _, err := d.peek(ctx, after, probes); errors.Is(err, pgx.ErrNoRows) {
 			d.sweep.came(math.MaxInt64, time.Now())
@@ -123,7 +128,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 		return 0, err
 	}
 	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
-	d.full = len(taken) >= rows
+	d.full = len(taken) >= rows || dataBytes(taken) >= batchBytes/2
 	d.learn(taken, time.Now())
 	if !d.full {
 		d.sweep.came(math.MaxInt64, time.Now())
@@ -198,12 +203,19 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	if len(taken) > 0 {
 		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
 			signal(w.due)
-			d.leftSome = true
+			d.leftSome = len(deliveries) >= free // and not for their subscription's sake
 		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
+}
+
+func dataBytes(rows []db.DispatchRow) (n int) {
+	for _, row := range rows {
+		n += len(row.Data)
+	}
+	return n
 }
 
 // idPrefix is the first 24 digits of the delivery ids that one dispatch makes: a UUIDv7 whose last 32 bits the statement

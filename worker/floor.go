@@ -9,8 +9,10 @@ const (
 	maxHoles = 20_000
 	// maxProbes bounds the newest missing ids that every scan looks for: about 1 ms of index probes.
 	maxProbes = 1000
-	// probeAllInterval is how often all of them are looked for.
+	// probeAllInterval is how often all of them are looked for, and backlogInterval how often any while there is a backlog:
+	// then most of what is missing was taken by other workers, and nobody waits for the rest more than for what lies there.
 	probeAllInterval = 200 * time.Millisecond
+	backlogInterval  = time.Second
 )
 
 // A floor lets a scan of the outbox start above the rows that are known to be gone, whose index entries stay for as
@@ -28,13 +30,17 @@ type hole struct {
 	since time.Time
 }
 
-// probes are the missing ids to look for now, newest last: all of them from time to time, else only the newest.
-func (f *floor) probes(now time.Time) []int64 {
+// probes are the missing ids to look for now, newest last: all of them from time to time, else only the newest, and none
+// in a backlog.
+func (f *floor) probes(now time.Time, backlog bool) []int64 {
 	f.forget(now)
 	holes := f.holes
-	if now.Sub(f.probedAt) >= probeAllInterval {
+	switch since := now.Sub(f.probedAt); {
+	case since >= backlogInterval || (!backlog && since >= probeAllInterval):
 		f.probedAt = now
-	} else if len(holes) > maxProbes {
+	case backlog:
+		return nil
+	case len(holes) > maxProbes:
 		holes = holes[len(holes)-maxProbes:]
 	}
 	ids := make([]int64, len(holes))

@@ -15,14 +15,14 @@ func TestFloorRemembersWhatIsMissing(t *testing.T) {
 		t.Fatalf("after %d", f.after)
 	}
 	// Below the first id ever seen nothing is known to be missing.
-	if got := f.probes(now); !slices.Equal(got, []int64{6, 8, 9}) {
+	if got := f.probes(now, false); !slices.Equal(got, []int64{6, 8, 9}) {
 		t.Fatalf("probes %v", got)
 	}
 	f.saw([]int64{6, 9, 12}, now.Add(time.Second))
-	if got := f.probes(now.Add(time.Second)); !slices.Equal(got, []int64{8, 11}) || f.after != 12 {
+	if got := f.probes(now.Add(time.Second), false); !slices.Equal(got, []int64{8, 11}) || f.after != 12 {
 		t.Fatalf("probes %v, after %d", got, f.after)
 	}
-	if got := f.probes(now.Add(holeAge + 500*time.Millisecond)); !slices.Equal(got, []int64{11}) {
+	if got := f.probes(now.Add(holeAge+500*time.Millisecond), false); !slices.Equal(got, []int64{11}) {
 		t.Fatalf("old holes are left to the sweep: %v", got)
 	}
 }
@@ -37,11 +37,17 @@ func TestFloorIsBounded(t *testing.T) {
 		t.Fatalf("%d holes", len(f.holes))
 	}
 	f.probedAt = now
-	if got := f.probes(now); len(got) != maxProbes || got[len(got)-1] != 9_999_999 {
+	if got := f.probes(now, false); len(got) != maxProbes || got[len(got)-1] != 9_999_999 {
 		t.Fatalf("%d probes up to %d", len(got), got[len(got)-1])
 	}
-	if got := f.probes(now.Add(probeAllInterval)); len(got) != maxHoles {
+	if got := f.probes(now.Add(probeAllInterval), false); len(got) != maxHoles {
 		t.Fatalf("%d of all holes probed", len(got))
+	}
+	if got := f.probes(now.Add(2*probeAllInterval), true); len(got) != 0 {
+		t.Fatalf("%d holes probed in a backlog", len(got))
+	}
+	if got := f.probes(now.Add(probeAllInterval+backlogInterval), true); len(got) != maxHoles {
+		t.Fatalf("%d of all holes probed in a backlog, after a while", len(got))
 	}
 }
 
@@ -55,7 +61,7 @@ func BenchmarkFloor(b *testing.B) {
 			id += 2
 			ids[i] = id
 		}
-		f.probes(now)
+		f.probes(now, false)
 		f.saw(ids, now)
 	}
 }

@@ -67,8 +67,9 @@ func (l *leases) finished(d *delivery) {
 	defer l.mu.Unlock()
 	l.free(d)
 	l.unrecorded++
-	// Not for each of some ten thousand a second: the next batch that is recorded tells, too.
-	if time.Since(l.toldAt) > time.Millisecond {
+	// Not for each of some ten thousand a second: the next batch that is recorded tells, too, unless this one was in the
+	// last.
+	if l.unrecorded <= 0 || time.Since(l.toldAt) > time.Millisecond {
 		l.tell()
 	}
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/hex"
 	"time"
 
 	"github.com/google/uuid"
@@ -69,16 +70,23 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 func recordParams(batch []outcome) db.RecordParams {
 	n := len(batch)
 	p := db.RecordParams{
-		DeliveryIDs: make([]uuid.UUID, n), AttemptIDs: make([]uuid.UUID, n), LeaseIDs: make([]uuid.UUID, n), Outcomes: make([]string, n), Delivered: make([]bool, n), Suspends: make([]bool, n),
+		DeliveryIDs: make([]uuid.UUID, n), IDTails: make([]string, n), LeaseIDs: make([]uuid.UUID, n), Outcomes: make([]string, n), Delivered: make([]bool, n), Suspends: make([]bool, n),
 		StatusCodes: make([]int32, n), DurationsMS: make([]int32, n), RetryAftersMS: make([]int64, n), Excerpts: make([][]byte, n),
 	}
 	for i, o := range batch {
-		p.DeliveryIDs[i], p.AttemptIDs[i], p.LeaseIDs[i] = o.delivery.id, uuid.Must(uuid.NewV7()), o.delivery.leaseID
+		p.DeliveryIDs[i], p.IDTails[i], p.LeaseIDs[i] = o.delivery.id, idTail(), o.delivery.leaseID
 		p.Outcomes[i], p.Delivered[i], p.Suspends[i] = o.word, o.delivered(), o.suspends()
 		p.StatusCodes[i], p.DurationsMS[i] = int32(o.statusCode), int32(o.duration.Milliseconds()) //nolint:gosec // bounded by HTTP and the timeout
 		p.RetryAftersMS[i], p.Excerpts[i] = o.retryAfter.Milliseconds(), o.excerpt
 	}
 	return p
+}
+
+// idTail is what follows the time and the version in a UUIDv7: 19 random digits, but for the variant.
+func idTail() string {
+	id := uuid.New()
+	text := hex.EncodeToString(id[:])
+	return text[:3] + text[16:]
 }
 
 // ages is how long ago each attempt began, so that the statement can tell the time by the database's clock.

@@ -45,7 +45,7 @@ func (c *client) attempt(ctx context.Context, s *subscription, d *delivery) outc
 }
 
 // start takes deliveries that this worker has just leased to their ends, side by side: each by a goroutine that has
-// nothing to do, or by a new one. There are never more than MaxInFlight.
+// nothing to do, or by a new one. There are hardly more than MaxInFlight.
 func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 	if len(deliveries) == 0 {
 		return

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -23,11 +24,15 @@ const (
 	electionInterval = time.Second
 	// helpInterval is how often a worker asks the others for help at most.
 	helpInterval = 100 * time.Millisecond
-	// pingInterval and pingTimeout find a LISTEN connection that is dead without having said so.
-	pingInterval = 10 * time.Second
-	pingTimeout  = 5 * time.Second
-	// probeTimeout is how long a worker waits at its start for its own notification.
-	probeTimeout = 3 * time.Second
+	// pingInterval and pingTimeout find a LISTEN connection that is dead without having said so; sessionTimeout lets the
+	// server find a worker that is.
+	pingInterval   = 10 * time.Second
+	pingTimeout    = 5 * time.Second
+	sessionTimeout = 3 * pingInterval
+	// probeTimeout is how long a worker waits for its own notification after each connect, and probeInterval how long it
+	// takes itself for deaf when none came.
+	probeTimeout  = 3 * time.Second
+	probeInterval = time.Minute
 )
 
 // wake listens on a connection of its own, outside the pool and never in a transaction. Polling is the truth and
@@ -37,9 +42,8 @@ const (
 // help, so that an event wakes one worker and not sixteen, and nobody arms while another is awake. Nothing depends on
 // it: without a watcher everyone polls.
 func (w *Worker) wake(ctx context.Context) {
-	l := &listener{w: w}
 	for ctx.Err() == nil {
-		err := l.listen(ctx)
+		err := w.listen(ctx)
 		w.watching.Store(false)
 		if ctx.Err() == nil {
 			w.complain(ctx, "listen", err)
@@ -48,15 +52,7 @@ func (w *Worker) wake(ctx context.Context) {
 	}
 }
 
-// A listener is the state of the wake loop over its connections.
-type listener struct {
-	w        *Worker
-	probed   bool
-	swallows bool // a pooler takes the notifications
-}
-
-func (l *listener) listen(ctx context.Context) error {
-	w := l.w
+func (w *Worker) listen(ctx context.Context) error {
 	connecting, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	conn, err := db.Connect(connecting, w.cfg.DatabaseURL, db.Role{Name: "mailhook listener", StatementTimeout: pingTimeout})
@@ -65,29 +61,47 @@ func (l *listener) listen(ctx context.Context) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to do about it
 	probe := "mailhook_probe_" + strings.ReplaceAll(w.identity.get().String(), "-", "")
-	if _, err := conn.Exec(connecting, "LISTEN "+workChannel+"; LISTEN "+probe); err != nil {
+	// The timeout is for a watcher that was stopped, or whose machine is gone: the server ends its session, and with it its
+	// lock. A session that lives pings in time.
+	if _, err := conn.Exec(connecting, fmt.Sprintf("SET idle_session_timeout = '%ds'; LISTEN %s; LISTEN %s", int(sessionTimeout.Seconds()), workChannel, probe)); err != nil {
 		return err
 	}
 	signal(w.events)
 	signal(w.tests)
-	if !l.probed {
-		l.probed = true
-		if l.swallows, err = w.probe(ctx, conn, probe); err != nil {
-			return err
-		}
+	if err := w.probe(ctx, conn, probe); err != nil {
+		return err
 	}
-	for {
-		within := pingInterval
-		if !w.watching.Load() && !l.swallows {
+	for connected, pinged := time.Now(), time.Now(); ; {
+		within := electionInterval
+		switch {
+		case w.deaf.Load():
+			if time.Since(connected) > probeInterval {
+				return nil // it may have been a slow start
+			}
+		case !w.watching.Load():
 			if err := w.stand(ctx, conn); err != nil {
 				return err
 			}
-			within = electionInterval
+			pinged = time.Now()
+		default:
+			within = pingInterval
 		}
 		if err := w.next(ctx, conn, within); err != nil {
 			return err
 		}
+		if time.Since(pinged) >= pingInterval {
+			if err := w.ping(ctx, conn); err != nil {
+				return err
+			}
+			pinged = time.Now()
+		}
 	}
+}
+
+func (w *Worker) ping(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	return conn.Ping(ctx)
 }
 
 // stand makes this worker the watcher if there is none. The lock ends with the connection.
@@ -107,11 +121,14 @@ func (w *Worker) stand(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// next waits for one notification and passes it on. When none comes in time it pings on the same connection.
+// next waits for one notification, and passes it on.
 func (w *Worker) next(ctx context.Context, conn *pgx.Conn, within time.Duration) error {
 	waiting, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	n, err := conn.WaitForNotification(waiting)
+	if err == nil {
+		w.deaf.Store(false)
+	}
 	switch {
 	case err == nil && n.Channel == wakeupChannel && n.Payload == testPayload:
 		signal(w.tests)
@@ -121,24 +138,24 @@ func (w *Worker) next(ctx context.Context, conn *pgx.Conn, within time.Duration)
 		signal(w.events)
 		return nil
 	case err == nil && n.Channel == workChannel:
-		signal(w.events)
+		if !w.watching.Load() { // it is the one who asks
+			signal(w.events)
+		}
 		signal(w.due)
 		return nil
 	case err == nil:
 		return nil
-	case ctx.Err() == nil && errors.Is(waiting.Err(), context.DeadlineExceeded):
-		ping, cancel := context.WithTimeout(ctx, pingTimeout)
-		defer cancel()
-		return conn.Ping(ping)
+	case ctx.Err() == nil && errors.Is(waiting.Err(), context.DeadlineExceeded) && !conn.IsClosed():
+		return nil
 	}
 	return err
 }
 
 // probe sends this worker a notification by way of the pool. A pooler in transaction mode swallows it: that is said
-// once, and the worker goes on by polling.
-func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) (swallowed bool, err error) {
+// once, and the worker goes on by polling, deaf.
+func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) error {
 	if err := w.q.Notify(ctx, channel); err != nil {
-		return false, err
+		return err
 	}
 	deadline := time.Now().Add(probeTimeout)
 	for time.Now().Before(deadline) {
@@ -146,18 +163,21 @@ func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) (swa
 		n, err := conn.WaitForNotification(waiting)
 		cancel()
 		if err == nil && n.Channel == channel {
-			return false, nil
+			w.deaf.Store(false)
+			return nil
 		}
 		if err == nil {
 			signal(w.events)
 			continue
 		}
 		if ctx.Err() != nil || conn.IsClosed() {
-			return false, err
+			return err
 		}
 	}
-	w.cfg.Log.Warn("notifications do not arrive: a pooler in transaction mode? Going on by polling", "poll_interval", w.cfg.PollInterval)
-	return true, nil
+	if !w.deaf.Swap(true) {
+		w.cfg.Log.Warn("notifications do not arrive: a pooler in transaction mode? Going on by polling", "poll_interval", w.cfg.PollInterval)
+	}
+	return nil
 }
 
 // found is what a look that took rows means for waking: traffic. While the watcher is awake, no host need notify.
@@ -184,6 +204,13 @@ func (d *dispatcher) disarm(ctx context.Context) {
 		return
 	}
 	d.armed = false
+	// Without the watch any more, another may have armed for itself.
+	if d.w.watching.Load() {
+		d.setOff(ctx)
+	}
+}
+
+func (d *dispatcher) setOff(ctx context.Context) {
 	err := call(ctx, func(ctx context.Context) error { return d.w.urgentQ.Disarm(ctx) })
 	d.w.complain(ctx, "disarm", err)
 }
@@ -193,11 +220,13 @@ func (d *dispatcher) disarm(ctx context.Context) {
 // look.
 func (d *dispatcher) idle(ctx context.Context) {
 	switch {
-	case !d.w.watching.Load():
+	case !d.w.watching.Load() && !d.w.deaf.Load():
 		d.armed, d.writers = false, nil // whoever watches now arms for itself
 		d.rest(ctx, d.w.cfg.PollInterval)
 	case time.Since(d.foundAt) < lingerTime:
 		d.rest(ctx, lingerPause)
+	case d.w.deaf.Load():
+		d.rest(ctx, d.w.cfg.PollInterval)
 	case !d.armed:
 		d.arm(ctx)
 	case len(d.writers) > 0:

@@ -50,7 +50,9 @@ type Worker struct {
 	ready  atomic.Bool
 	// watching: hosts' notifications come to this worker.
 	watching atomic.Bool
-	quiet    quiet
+	// deaf: notifications do not arrive.
+	deaf  atomic.Bool
+	quiet quiet
 }
 
 // New connects, checks the schema, and makes itself ready to run. Close it if it is not run.
@@ -94,11 +96,28 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		w.Close()
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
+	if err := w.checkTrigger(ctx); err != nil {
+		w.Close()
+		return nil, err
+	}
 	if err := cfg.Keyring.Check(ctx, w.q); err != nil {
 		w.Close()
 		return nil, err
 	}
 	return w, nil
+}
+
+// checkTrigger says when the condition of the trigger on outbox cannot be read by those who insert: a restore without
+// privileges takes the grant away.
+func (w *Worker) checkTrigger(ctx context.Context) error {
+	var readable bool
+	if err := w.pool.QueryRow(ctx, "SELECT has_sequence_privilege('public', 'mailhook.wakeup', 'SELECT')").Scan(&readable); err != nil {
+		return fmt.Errorf("read privileges: %w", err)
+	}
+	if !readable {
+		w.cfg.Log.Warn("inserts into outbox fail (PostgreSQL 14 to 17) or wake nobody (18): GRANT SELECT ON SEQUENCE mailhook.wakeup TO PUBLIC")
+	}
+	return nil
 }
 
 // Close gives up what New took.

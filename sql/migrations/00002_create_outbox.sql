@@ -42,7 +42,7 @@ GRANT INSERT (account_id, event_type, occurred_at, recipient, message_id, campai
   sending_node, bridge, dedicated_ip, dedupe_key, data) ON mailhook.outbox TO mailhook_producer;
 GRANT SELECT (id, inserted_at) ON mailhook.outbox TO mailhook_producer;
 
--- 1: a worker sleeps and wants a NOTIFY. 0: all are awake. A sequence and not a row, because reading it takes
+-- 1: a worker sleeps and wants a NOTIFY. 0: no one does, or the watcher is awake. A sequence and not a row, because reading it takes
 -- no snapshot (a host in REPEATABLE READ sees the current value) and no row lock. Only workers set it.
 CREATE SEQUENCE mailhook.wakeup MINVALUE 0 MAXVALUE 1 START 0;
 COMMENT ON SEQUENCE mailhook.wakeup IS '1 while a worker sleeps and wants to be notified of the next insert into outbox, else 0.';

@@ -98,7 +98,7 @@ COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared l
 COMMENT ON COLUMN mailhook.subscription_health.consecutive_failures IS 'Failed attempts since the last success, over all its deliveries.';
 COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: until then its deliveries are held.';
 
--- plpgsql: dispatch calls it for every event, and the executor's start for a query in SQL took 40 µs where this takes 3.
+-- plpgsql: the executor's start for a query in SQL took 40 µs where this takes 3.
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.event_type_ancestors(event_type text) RETURNS text[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE

@@ -8,7 +8,7 @@
 -- name: Record :many
 WITH outcomes AS MATERIALIZED (
   SELECT unnest(@delivery_ids::uuid[]) AS delivery_id,
-    unnest(@attempt_ids::uuid[]) AS attempt_id,
+    unnest(@id_tails::text[]) AS id_tail,
     unnest(@lease_ids::uuid[]) AS lease_id,
     unnest(@outcomes::text[]) AS outcome,
     unnest(@delivered::boolean[]) AS delivered,
@@ -26,12 +26,12 @@ delivered AS (
   WHERE (o).delivered AND d.id = (o).delivery_id AND d.lease_id = (o).lease_id
   RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
     -- In brackets, for sqlc to look away: it does not know the columns of USING.
-    (o).attempt_id AS attempt_id, (o).outcome AS outcome, (o).status_code AS status_code, (o).age_ms AS age_ms, (o).duration_ms AS duration_ms,
+    (o).id_tail AS id_tail, (o).outcome AS outcome, (o).status_code AS status_code, (o).age_ms AS age_ms, (o).duration_ms AS duration_ms,
     (o).excerpt AS excerpt
 ),
 failed AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    o.attempt_id, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.retry_after_ms
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.retry_after_ms
   FROM outcomes AS o
   JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
   WHERE NOT o.delivered
@@ -39,12 +39,12 @@ failed AS MATERIALIZED (
 ),
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
-    g.attempt_id, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, false AS suspends,
+    g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, false AS suspends,
     'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at, false AS suspend_when_exhausted
   FROM delivered AS g
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
-    f.attempt_id, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.suspends,
+    f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.suspends,
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
       WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
@@ -77,7 +77,9 @@ put_off AS (
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
     number, duration_ms, status_code, outcome, response_excerpt, ended_as, ended_reason, delivery_created_at)
-  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond', x.attempt_id, x.id, x.subscription_id, x.account_id,
+  SELECT statement_timestamp() - x.age_ms * interval '1 millisecond',
+    -- UUIDv7: lists are ordered by it, so its time is the database's.
+    ((SELECT lpad(to_hex((extract(epoch FROM statement_timestamp()) * 1000)::bigint), 12, '0') || '7') || x.id_tail)::uuid, x.id, x.subscription_id, x.account_id,
     x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.duration_ms, nullif(x.status_code, 0), x.outcome, x.excerpt,
     x.ended_as, x.ended_reason, x.created_at
   FROM decided AS x
