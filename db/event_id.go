@@ -22,7 +22,7 @@ type EventID struct {
 // String is the public form: evt_, inserted_at in microseconds, the outbox id, the installation code.
 func (e EventID) String() string {
 	var key [16]byte
-	binary.BigEndian.PutUint64(key[:8], uint64(e.InsertedAt.UnixMicro())) //nolint:gosec // two's complement, as to_hex writes it
+	binary.BigEndian.PutUint64(key[:8], uint64(e.InsertedAt.UnixMicro())) // two's complement, as to_hex writes it
 	binary.BigEndian.PutUint64(key[8:], uint64(e.ID))                     //nolint:gosec // as above
 	text := append(make([]byte, 0, 44), "evt_"...)
 	return string(append(hex.AppendEncode(text, key[:]), e.Installation...))
