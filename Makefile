@@ -30,6 +30,7 @@ test:
 
 check: lint generated
 	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -count=1 -timeout 15m ./...
+	cd bench && go test -count=1 ./...
 
 lint: $(TOOLS)
 	@unformatted=$$(gofmt -l $(GO_FILES)); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi

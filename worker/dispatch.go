@@ -78,9 +78,12 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 // round trip.
 func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok bool) {
 	w := d.w
-	if !w.state.sending() || w.state.alive(time.Now()) != nil {
+	unwell := w.state.alive(time.Now()) != nil
+	if !w.state.sending() || unwell {
 		w.ready.Store(true)
-		d.askForHelp(ctx) // what comes now is not for us
+		if unwell {
+			d.askForHelp(ctx) // what comes now is not for us
+		}
 		select {
 		case <-ctx.Done():
 		case <-w.state.changed:

@@ -9,7 +9,7 @@ import (
 // senderIdle is how long a goroutine that sends waits for another delivery.
 const senderIdle = 10 * time.Second
 
-// client sends requests. One for the process: its connections are reused.
+// client sends requests. One for each worker: its connections are reused.
 type client struct {
 	transport    *http.Transport
 	userAgent    string
