@@ -235,28 +235,34 @@ func TestSleepingWorkersHelp(t *testing.T) {
 	}
 }
 
-// A watcher that loses its session must not disarm for the one that took its place.
-func TestAWatcherThatLostItsSessionLeavesTheTriggerArmed(t *testing.T) {
+// A watcher that has lost its session must not disarm for the one that took its place.
+func TestOnlyTheWatcherDisarms(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.subscribe(t, "/", "email")
-	workers := make([]*Worker, 2)
-	for i := range workers {
-		cfg := b.config()
-		cfg.PollInterval = time.Hour
-		workers[i], _ = b.run(t, cfg)
-		dbtest.Eventually(t, 10*time.Second, "a watcher", workers[0].watching.Load)
+	w, err := New(t.Context(), b.config())
+	if err != nil {
+		t.Fatal(err)
 	}
-	b.waitArmed(t)
+	defer w.Close()
+	for _, watching := range []bool{false, true} {
+		b.Exec(t, "SELECT setval('mailhook.wakeup', 1)")
+		w.watching.Store(watching)
+		d := &dispatcher{w: w, armed: true}
+		d.disarm(t.Context())
+		if armed := dbtest.QueryOne[bool](t, b.DB, "SELECT last_value = 1 FROM mailhook.wakeup"); armed == watching || d.armed {
+			t.Errorf("watching %v: armed %v in the database, %v by its own account", watching, armed, d.armed)
+		}
+	}
+}
+
+// A watcher whose session ends stands again.
+func TestAWatcherStandsAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "a watcher", w.watching.Load)
 	b.Exec(t, `SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l
 		WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
-	dbtest.Eventually(t, 10*time.Second, "the other watches", workers[1].watching.Load)
-	dbtest.Eventually(t, 10*time.Second, "the first listens again", func() bool {
-		return dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'mailhook listener' AND datname = current_database()") == 2
-	})
-	for n := range 3 {
-		b.waitArmed(t)
-		b.Exec(t, "SELECT mailhook.emit('email.sent')")
-		b.waitFor(t, n+1)
-	}
+	dbtest.Eventually(t, 10*time.Second, "it has noticed", func() bool { return !w.watching.Load() })
+	dbtest.Eventually(t, 10*time.Second, "it watches again", w.watching.Load)
 }
