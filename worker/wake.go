@@ -61,9 +61,7 @@ func (w *Worker) listen(ctx context.Context) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to do about it
 	probe := "mailhook_probe_" + strings.ReplaceAll(w.identity.get().String(), "-", "")
-	// The timeout is for a watcher that was stopped, or whose machine is gone: the server ends its session, and with it its
-	// lock. A session that lives pings in time.
-	if _, err := conn.Exec(connecting, fmt.Sprintf("SET idle_session_timeout = '%ds'; LISTEN %s; LISTEN %s", int(sessionTimeout.Seconds()), workChannel, probe)); err != nil {
+	if _, err := conn.Exec(connecting, "LISTEN "+workChannel+"; LISTEN "+probe); err != nil {
 		return err
 	}
 	signal(w.events)
@@ -112,7 +110,9 @@ func (w *Worker) stand(ctx context.Context, conn *pgx.Conn) error {
 	if err := conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", int64(watchKey)).Scan(&got); err != nil || !got {
 		return err
 	}
-	if _, err := conn.Exec(ctx, "LISTEN "+wakeupChannel); err != nil {
+	// The timeout is for a watcher that is stopped, or whose machine is gone: the server ends its session, and with it its
+	// lock. A session that lives pings in time.
+	if _, err := conn.Exec(ctx, fmt.Sprintf("SET idle_session_timeout = '%ds'; LISTEN %s", int(sessionTimeout.Seconds()), wakeupChannel)); err != nil {
 		return err
 	}
 	w.watching.Store(true)
