@@ -59,7 +59,13 @@ decided AS MATERIALIZED (
       least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')),
     coalesce(s.suspend_when_exhausted, false)
   FROM failed AS f
-  LEFT JOIN mailhook.subscriptions AS s ON s.id = f.subscription_id
+  -- OFFSET 0, and a scalar subquery below: always probed; the planner may hash a whole table for a join or an EXISTS.
+  LEFT JOIN LATERAL (
+    SELECT b.id, b.deleted_at, b.status, b.retry_schedule, b.retry_jitter, b.suspend_when_exhausted
+    FROM mailhook.subscriptions AS b
+    WHERE b.id = f.subscription_id
+    OFFSET 0
+  ) AS s ON true
   CROSS JOIN LATERAL (
     SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
   ) AS scheduled
@@ -100,7 +106,7 @@ health AS (
   FROM decided AS x
   GROUP BY x.subscription_id
   HAVING NOT coalesce(bool_or(x.ended_as = 'delivered'), false)
-    OR EXISTS (SELECT FROM mailhook.subscription_health AS f WHERE f.subscription_id = x.subscription_id AND f.consecutive_failures > 0)
+    OR coalesce((SELECT f.consecutive_failures FROM mailhook.subscription_health AS f WHERE f.subscription_id = x.subscription_id), 0) > 0
   ORDER BY x.subscription_id
   ON CONFLICT (subscription_id) DO UPDATE
   SET consecutive_failures = CASE WHEN excluded.consecutive_failures = 0 THEN 0 ELSE h.consecutive_failures + excluded.consecutive_failures END,
