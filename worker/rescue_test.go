@@ -104,7 +104,9 @@ func TestLostRepliesStrandNothing(t *testing.T) {
 	for range 5 {
 		b.subscribe(t, "/", "email", "retry_schedule = array_fill('1s'::interval, '{50}')")
 	}
-	b.run(t, b.config())
+	w, _ := b.run(t, b.config())
+	// A worker that loses its session before it is registered ends with that error, for its supervisor to start it again.
+	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
 	const rounds, batch = 20, 200
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
