@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
-	"io"
-	"net"
+	"hash/maphash"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,25 +32,37 @@ func TestReceiverCountsEachDeliveryOnce(t *testing.T) {
 }
 
 func TestReceiverTakesRequestsInPieces(t *testing.T) {
-	r, err := newReceiver()
+	// A pair of sockets and no thread, so that each piece is read by itself.
+	ends, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer syscall.Close(ends[0])
+	defer syscall.Close(ends[1])
+	r := &receiver{seed: maphash.MakeSeed()}
 	r.watch()
-	conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for _, piece := range []string{"POST /ok/1 HT", "TP/1.1\r\nwebhook-id: evt_1\r", "\nContent-Length: 7\r\n\r\n", `{"n":1`, "}"} {
-		if _, err := io.WriteString(conn, piece); err != nil {
+	l := &loop{peers: map[int32]*peer{}, request: r.request}
+	p := &peer{fd: ends[0], buffer: make([]byte, 16)}
+	pieces := []string{"POST /ok/1 HT", "TP/1.1\r\nwebhook-id: evt_1\r", "\nContent-Length: 7\r\n\r\n", `{"n":1`, "}"}
+	for i, piece := range pieces {
+		if n := r.tally().count; n != 0 {
+			t.Fatalf("taken for whole after %d pieces", i)
+		}
+		if _, err := syscall.Write(ends[1], []byte(piece)); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		for read := 0; read < len(piece); {
+			before := p.filled
+			l.read(p)
+			if p.filled <= before { // answered
+				break
+			}
+			read += p.filled - before
+		}
 	}
 	got := make([]byte, len(answer))
-	if _, err := io.ReadFull(conn, got); err != nil || string(got) != answer {
-		t.Fatalf("%q, %v", got, err)
+	if n, err := syscall.Read(ends[1], got); err != nil || string(got[:n]) != answer {
+		t.Fatalf("%q, %v", got[:n], err)
 	}
 	if _, came := r.arrivals()[1]; !came {
 		t.Error("number 1 was not noted")
@@ -69,7 +81,9 @@ func TestReceiverAnswersLate(t *testing.T) {
 		post(t, r.url+"/slow/1", "evt_1")
 		late <- time.Since(began)
 	}()
-	time.Sleep(50 * time.Millisecond)
+	for tick := time.Tick(time.Millisecond); r.tally().slow == 0; {
+		<-tick // until it waits for its answer
+	}
 	post(t, r.url+"/ok/1", "evt_1")
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("a late answer held up another: %v", took)
