@@ -151,10 +151,12 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.max_in_flight, s.rate_limit_per_second,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second,
+    mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
-      AND coalesce((SELECT h.open_until FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id), '-infinity') <= statement_timestamp()
+      AND h.opened_at IS NULL
+      AND coalesce(h.wait_until, '-infinity') <= statement_timestamp()
       AS may_start
   FROM accepted AS a
   JOIN types ON types.event_type = a.event_type
@@ -166,6 +168,12 @@ matched AS (
     OFFSET 0
   ) AS named
   JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
+  LEFT JOIN LATERAL (
+    SELECT y.opened_at, y.wait_until, y.in_flight_limit, y.slowed_at
+    FROM mailhook.subscription_health AS y
+    WHERE y.subscription_id = s.id
+    OFFSET 0
+  ) AS h ON true
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
@@ -173,28 +181,47 @@ matched AS (
     AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
     AND (s.filter_bridge = '{}' OR a.bridge = ANY (s.filter_bridge))
     AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
+    AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 ranked AS (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.max_in_flight, m.rate_limit_per_second, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
   FROM matched AS m
 ),
-roomy AS (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.max_in_flight, r.rate_limit_per_second, r.may_start, r.nth,
+crew AS MATERIALIZED (
+  SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
+),
+elsewhere AS MATERIALIZED (
+  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
+  FROM (
+    SELECT l.subscription_id, count(*) AS n
+    FROM crew
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
+    CROSS JOIN LATERAL (
+      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
+    ) AS l
+    WHERE $6::boolean
+    GROUP BY l.subscription_id
+  ) AS x
+),
+roomy AS MATERIALIZED (
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.cap, r.may_start, r.nth,
     r.may_start AND r.nth <= least(
-      mailhook.in_flight_share(r.max_in_flight, r.subscription_id, $5::int, $6::int),
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / $5::int) END)
-      - coalesce(($7::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+      mailhook.in_flight_share(r.cap, r.subscription_id, (SELECT crew.workers FROM crew), $5::uuid),
+      r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      ($7::jsonb ->> r.subscription_id::text)::int,
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / (SELECT greatest(1, cardinality(crew.workers)) FROM crew)) END)
+      - coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($8::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  SELECT ($9::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
-    CASE WHEN f.leased THEN $9::uuid END,
+    CASE WHEN f.leased THEN $5::uuid END,
     CASE WHEN f.leased THEN $10::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.max_in_flight, y.rate_limit_per_second, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $11::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.cap, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $11::int AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
@@ -220,17 +247,17 @@ FROM accepted AS a
 `
 
 type DispatchParams struct {
-	Holes       []int64
-	MaxRows     int32
-	AfterID     int64
-	MaxBytes    int64
-	WorkerCount int32
-	WorkerRank  int32
-	InFlight    []byte
-	IDPrefix    string
-	WorkerID    uuid.UUID
-	LeaseID     uuid.UUID
-	FreeSlots   int32
+	Holes     []int64
+	MaxRows   int32
+	AfterID   int64
+	MaxBytes  int64
+	WorkerID  uuid.UUID
+	IsNew     bool
+	Limits    []byte
+	InFlight  []byte
+	IDPrefix  string
+	LeaseID   uuid.UUID
+	FreeSlots int32
 }
 
 type DispatchRow struct {
@@ -273,20 +300,22 @@ type DispatchRow struct {
 // Once for each type of the batch: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
-// gets the events inserted after it. Account and health are asked by scalar subqueries: for an EXISTS the planner may
-// hash the whole table.
-// Room: the worker's share of max_in_flight, and at most one second of a rate limit, less what it has in flight.
+// gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
+// hash the whole table. What mailhook tells about a subscription is not for that subscription.
+// While this worker is new, others may still have more under way than their new shares: what they hold counts.
+// Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
+// limit, less what it has in flight.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,
 		arg.MaxRows,
 		arg.AfterID,
 		arg.MaxBytes,
-		arg.WorkerCount,
-		arg.WorkerRank,
+		arg.WorkerID,
+		arg.IsNew,
+		arg.Limits,
 		arg.InFlight,
 		arg.IDPrefix,
-		arg.WorkerID,
 		arg.LeaseID,
 		arg.FreeSlots,
 	)

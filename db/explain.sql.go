@@ -29,6 +29,7 @@ SELECT e.account_id AS event_account_id, s.account_id AS subscription_account_id
   (s.filter_bridge = '{}' OR coalesce(e.bridge = ANY (s.filter_bridge), false))::boolean AS bridge_passed,
   coalesce(host(e.dedicated_ip::inet), '')::text AS dedicated_ip, s.filter_dedicated_ip,
   (s.filter_dedicated_ip = '{}' OR coalesce(host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip), false))::boolean AS dedicated_ip_passed,
+  mailhook.is_about(e.event_type, e.data, s.id)::boolean AS is_about_itself,
   (e.duplicate_of IS NOT NULL)::boolean AS is_duplicate, coalesce(e.duplicate_of, '')::text AS duplicate_of
 FROM mailhook.events AS e
 JOIN mailhook.subscriptions AS s ON s.id = $1
@@ -66,6 +67,7 @@ type ExplainMatchRow struct {
 	DedicatedIP           string
 	FilterDedicatedIp     []string
 	DedicatedIpPassed     bool
+	IsAboutItself         bool
 	IsDuplicate           bool
 	DuplicateOf           string
 }
@@ -98,6 +100,7 @@ func (q *Queries) ExplainMatch(ctx context.Context, arg ExplainMatchParams) (Exp
 		&i.DedicatedIP,
 		&i.FilterDedicatedIp,
 		&i.DedicatedIpPassed,
+		&i.IsAboutItself,
 		&i.IsDuplicate,
 		&i.DuplicateOf,
 	)

@@ -30,7 +30,7 @@ type Attempt struct {
 	ResponseExcerpt []byte
 	// How the delivery ended by this row; NULL while it goes on.
 	EndedAs *string
-	// Why, where the outcome does not say it: deactivated, deleted, expired (held too long) or unrecordable.
+	// Why, where the outcome does not say it: deactivated, deleted, expired (held too long), overflow (too many held) or unrecordable.
 	EndedReason       *string
 	DeliveryCreatedAt time.Time
 }

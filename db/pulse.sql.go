@@ -147,7 +147,6 @@ func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]Loa
 const pulse = `-- name: Pulse :one
 SELECT i.delivery_enabled, i.notify_enabled,
   (SELECT count(*) FROM mailhook.workers)::int AS worker_count,
-  (SELECT count(*) FROM mailhook.workers AS w WHERE w.id < $1::uuid)::int AS worker_rank,
   EXISTS (SELECT FROM mailhook.test_deliveries AS t WHERE t.leased_by IS NULL)::boolean AS test_waits,
   clock_timestamp()::timestamptz AS now
 FROM mailhook.installation AS i
@@ -157,21 +156,19 @@ type PulseRow struct {
 	DeliveryEnabled bool
 	NotifyEnabled   bool
 	WorkerCount     int32
-	WorkerRank      int32
 	TestWaits       bool
 	Now             time.Time
 }
 
-// Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are and which of them it
-// is, in the order of their ids, and whether a test send waits.
-func (q *Queries) Pulse(ctx context.Context, workerID uuid.UUID) (PulseRow, error) {
-	row := q.db.QueryRow(ctx, pulse, workerID)
+// Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are, and whether a test send
+// waits.
+func (q *Queries) Pulse(ctx context.Context) (PulseRow, error) {
+	row := q.db.QueryRow(ctx, pulse)
 	var i PulseRow
 	err := row.Scan(
 		&i.DeliveryEnabled,
 		&i.NotifyEnabled,
 		&i.WorkerCount,
-		&i.WorkerRank,
 		&i.TestWaits,
 		&i.Now,
 	)

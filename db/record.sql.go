@@ -53,11 +53,12 @@ WITH outcomes AS MATERIALIZED (
     unnest($4::text[]) AS outcome,
     unnest($5::boolean[]) AS delivered,
     unnest($6::boolean[]) AS suspends,
-    unnest($7::int[]) AS status_code,
-    unnest($8::int[]) AS age_ms,
-    unnest($9::int[]) AS duration_ms,
-    unnest($10::bigint[]) AS retry_after_ms,
-    unnest($11::bytea[]) AS excerpt
+    unnest($7::boolean[]) AS slows,
+    unnest($8::int[]) AS status_code,
+    unnest($9::int[]) AS age_ms,
+    unnest($10::int[]) AS duration_ms,
+    unnest($11::bigint[]) AS retry_after_ms,
+    unnest($12::bytea[]) AS excerpt
 ),
 delivered AS (
   DELETE FROM mailhook.deliveries AS d
@@ -70,7 +71,7 @@ delivered AS (
 ),
 failed AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.retry_after_ms
+    d.lease_id, o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.slows, o.retry_after_ms
   FROM outcomes AS o
   JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
   WHERE NOT o.delivered
@@ -78,12 +79,13 @@ failed AS MATERIALIZED (
 ),
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
-    g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, false AS suspends,
-    'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at, false AS suspend_when_exhausted
+    g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
+    NULL::bigint AS retry_after_ms, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
   FROM delivered AS g
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
-    f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.suspends,
+    f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.lease_id, f.suspends, f.slows,
+    f.retry_after_ms,
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
       WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
@@ -95,12 +97,11 @@ decided AS MATERIALIZED (
     -- The later of Retry-After and the schedule, at most 1 h beyond the schedule.
     statement_timestamp() + greatest(
       scheduled.delay,
-      least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour')),
-    coalesce(s.suspend_when_exhausted, false)
+      least(f.retry_after_ms * interval '1 millisecond', scheduled.delay + interval '1 hour'))
   FROM failed AS f
   -- OFFSET 0, and a scalar subquery below: always probed; the planner may hash a whole table for a join or an EXISTS.
   LEFT JOIN LATERAL (
-    SELECT b.id, b.deleted_at, b.status, b.retry_schedule, b.retry_jitter, b.suspend_when_exhausted
+    SELECT b.id, b.deleted_at, b.status, b.retry_schedule, b.retry_jitter
     FROM mailhook.subscriptions AS b
     WHERE b.id = f.subscription_id
     OFFSET 0
@@ -136,35 +137,128 @@ buried AS (
   FROM decided AS x
   WHERE x.ended_as = 'exhausted'
 ),
-health AS (
-  INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome)
+heard AS MATERIALIZED (
   SELECT x.subscription_id,
-    CASE WHEN coalesce(bool_or(x.ended_as = 'delivered'), false) THEN 0 ELSE count(*) END, statement_timestamp(), statement_timestamp(), max(x.outcome)
+    coalesce(bool_or(x.ended_as = 'delivered'), false) AS succeeded,
+    count(*)::integer AS attempts,
+    statement_timestamp() - max(x.age_ms) * interval '1 millisecond' AS began_at,
+    CASE WHEN bool_or(x.ended_as = 'delivered') THEN 'ok' ELSE max(x.outcome) END AS outcome,
+    bool_or(x.suspends) AS suspends,
+    bool_or(x.slows) AS slows,
+    max(least(x.retry_after_ms * interval '1 millisecond', interval '1 hour')) FILTER (WHERE x.slows) AS pause,
+    coalesce(bool_or(x.ended_as = 'exhausted'), false) AS exhausted,
+    array_agg(x.lease_id) FILTER (WHERE x.lease_id IS NOT NULL) AS lease_ids
   FROM decided AS x
+  WHERE x.ended_as IS DISTINCT FROM 'cancelled'
   GROUP BY x.subscription_id
-  HAVING NOT coalesce(bool_or(x.ended_as = 'delivered'), false)
-    OR coalesce((SELECT f.consecutive_failures FROM mailhook.subscription_health AS f WHERE f.subscription_id = x.subscription_id), 0) > 0
-  ORDER BY x.subscription_id
+),
+before AS MATERIALIZED (
+  SELECT e.subscription_id, e.succeeded, e.attempts, e.began_at, e.outcome, e.suspends, e.slows, e.pause, e.exhausted,
+    y.probe_lease_id = ANY (e.lease_ids) AS probed, y.consecutive_failures, y.first_failed_at, y.last_failed_at, y.opened_at, y.open_until,
+    y.probe_lease_id, y.failed_probes, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before, y.released_at, y.subscription_id IS NOT NULL AS is_known
+  FROM (SELECT heard.subscription_id, heard.succeeded, heard.attempts, heard.began_at, heard.outcome, heard.suspends, heard.slows, heard.pause, heard.exhausted, heard.lease_ids FROM heard ORDER BY heard.subscription_id) AS e
+  LEFT JOIN LATERAL (
+    SELECT h.subscription_id, h.consecutive_failures, h.first_failed_at, h.last_failed_at, h.last_outcome, h.opened_at, h.open_until, h.probe_lease_id, h.failed_probes, h.wait_until, h.in_flight_limit, h.slowed_at, h.release_before, h.released_at
+    FROM mailhook.subscription_health AS h
+    WHERE h.subscription_id = e.subscription_id
+      AND (NOT e.succeeded OR e.slows OR h.consecutive_failures > 0 OR h.opened_at IS NOT NULL)
+    FOR UPDATE
+  ) AS y ON true
+),
+judged AS MATERIALIZED (
+  SELECT b.subscription_id, b.succeeded, b.suspends, b.exhausted, b.outcome, b.is_known,
+    CASE WHEN b.succeeded THEN 0 ELSE coalesce(b.consecutive_failures, 0) + b.attempts END AS consecutive_failures,
+    since.failed_at AS first_failed_at,
+    CASE WHEN b.succeeded THEN b.last_failed_at ELSE statement_timestamp() END AS last_failed_at,
+    CASE WHEN NOT b.succeeded THEN CASE WHEN b.opened_at IS NOT NULL THEN b.opened_at WHEN opens.now THEN statement_timestamp() END END AS opened_at,
+    CASE WHEN NOT b.succeeded THEN CASE
+      WHEN opens.now THEN statement_timestamp() + i.probe_pause
+      WHEN b.probed THEN statement_timestamp() + least(i.longest_probe_pause, i.probe_pause * 2 ^ least(b.failed_probes + 1, 20))
+      ELSE b.open_until
+    END END AS open_until,
+    CASE WHEN NOT b.succeeded THEN b.probe_lease_id END AS probe_lease_id,
+    CASE WHEN b.succeeded THEN 0 ELSE coalesce(b.failed_probes, 0) + coalesce(b.probed, false)::integer END AS failed_probes,
+    CASE WHEN b.pause > interval '0' THEN greatest(b.wait_until, statement_timestamp() + b.pause) ELSE b.wait_until END AS wait_until,
+    CASE WHEN slowed.now THEN greatest(1, mailhook.slowed_cap(s.max_in_flight, b.in_flight_limit, b.slowed_at, statement_timestamp()) / 2) ELSE b.in_flight_limit END AS in_flight_limit,
+    CASE WHEN slowed.now THEN greatest(b.wait_until, statement_timestamp() + coalesce(b.pause, interval '0')) ELSE b.slowed_at END AS slowed_at,
+    CASE WHEN b.succeeded AND b.opened_at IS NOT NULL THEN statement_timestamp() ELSE b.release_before END AS release_before,
+    CASE WHEN b.succeeded AND b.opened_at IS NOT NULL THEN statement_timestamp() ELSE b.released_at END AS released_at,
+    CASE WHEN b.succeeded AND b.opened_at IS NOT NULL THEN 'recovered' WHEN opens.now THEN 'failing' END AS turn,
+    CASE
+      WHEN b.suspends THEN 'gone'
+      WHEN b.succeeded THEN NULL
+      WHEN s.suspend_when_exhausted AND (b.exhausted OR (b.probed AND b.opened_at <= statement_timestamp() - schedule.length)) THEN 'schedule_ended'
+      WHEN (b.exhausted AND since.failed_at <= statement_timestamp() - i.suspend_after)
+        OR (b.probed AND b.opened_at <= statement_timestamp() - greatest(i.suspend_after, schedule.length)) THEN 'failing'
+    END AS suspend_for,
+    coalesce(b.consecutive_failures, 0) AS failures_before, s.account_id, s.name
+  FROM before AS b
+  CROSS JOIN mailhook.installation AS i
+  CROSS JOIN LATERAL (
+    SELECT z.account_id, z.name, z.max_in_flight, z.suspend_when_exhausted, z.retry_schedule
+    FROM mailhook.subscriptions AS z
+    WHERE z.id = b.subscription_id
+    OFFSET 0
+  ) AS s
+  CROSS JOIN LATERAL (
+    SELECT sum(step.delay) AS length FROM unnest(s.retry_schedule) AS step (delay)
+  ) AS schedule
+  CROSS JOIN LATERAL (
+    SELECT CASE WHEN b.consecutive_failures > 0 THEN b.first_failed_at WHEN NOT b.succeeded THEN b.began_at END AS failed_at
+  ) AS since
+  CROSS JOIN LATERAL (
+    SELECT NOT b.succeeded AND b.opened_at IS NULL
+      AND coalesce(b.consecutive_failures, 0) + b.attempts >= i.circuit_failures
+      AND since.failed_at <= statement_timestamp() - i.circuit_after AS now
+  ) AS opens
+  CROSS JOIN LATERAL (
+    SELECT b.slows AND coalesce(b.slowed_at, '-infinity') <= statement_timestamp() - interval '1 second' AS now
+  ) AS slowed
+  WHERE b.is_known OR NOT b.succeeded OR b.slows
+),
+health AS (
+  INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome, opened_at, open_until,
+    probe_lease_id, failed_probes, wait_until, in_flight_limit, slowed_at, release_before, released_at)
+  SELECT j.subscription_id, j.consecutive_failures, j.first_failed_at, j.last_failed_at, j.outcome, j.opened_at, j.open_until,
+    j.probe_lease_id, j.failed_probes, j.wait_until, j.in_flight_limit, j.slowed_at, j.release_before, j.released_at
+  FROM judged AS j
+  ORDER BY j.subscription_id
   ON CONFLICT (subscription_id) DO UPDATE
-  SET consecutive_failures = CASE WHEN excluded.consecutive_failures = 0 THEN 0 ELSE h.consecutive_failures + excluded.consecutive_failures END,
-    first_failed_at = CASE WHEN excluded.consecutive_failures > 0 AND h.consecutive_failures > 0 THEN h.first_failed_at ELSE excluded.first_failed_at END,
-    last_failed_at = CASE WHEN excluded.consecutive_failures = 0 THEN h.last_failed_at ELSE excluded.last_failed_at END,
-    last_outcome = excluded.last_outcome
+  SET consecutive_failures = excluded.consecutive_failures, first_failed_at = excluded.first_failed_at, last_failed_at = excluded.last_failed_at,
+    last_outcome = excluded.last_outcome, opened_at = excluded.opened_at, open_until = excluded.open_until, probe_lease_id = excluded.probe_lease_id,
+    failed_probes = excluded.failed_probes,
+    -- These only ever come: what another statement wrote since this one began stays.
+    wait_until = coalesce(excluded.wait_until, h.wait_until), in_flight_limit = coalesce(excluded.in_flight_limit, h.in_flight_limit),
+    slowed_at = coalesce(excluded.slowed_at, h.slowed_at), release_before = coalesce(excluded.release_before, h.release_before),
+    released_at = coalesce(excluded.released_at, h.released_at)
 ),
 suspended AS (
   UPDATE mailhook.subscriptions AS s
-  SET status = 'suspended',
-    status_reason = CASE WHEN s.id IN (SELECT x.subscription_id FROM decided AS x WHERE x.suspends) THEN 'gone' ELSE 'schedule_ended' END
-  WHERE s.status = 'active'
+  SET status = 'suspended', status_reason = j.suspend_for
+  FROM judged AS j
+  WHERE s.id = j.subscription_id
+    AND s.status = 'active'
     AND s.id = ANY (ARRAY(
       SELECT g.id
       FROM mailhook.subscriptions AS g
-      WHERE g.id IN (
-        SELECT x.subscription_id
-        FROM decided AS x
-        WHERE x.suspends OR (x.ended_as = 'exhausted' AND x.suspend_when_exhausted))
+      WHERE g.id = ANY (ARRAY(SELECT k.subscription_id FROM judged AS k WHERE k.suspend_for IS NOT NULL))
       ORDER BY g.id
       FOR UPDATE))
+  RETURNING s.id
+),
+told AS (
+  INSERT INTO mailhook.outbox (account_id, event_type, data)
+  SELECT t.account_id, 'subscription.' || t.turn,
+    json_build_object('subscription_id', 'sub_' || replace(t.subscription_id::text, '-', ''), 'name', t.name,
+      'since', to_char(t.first_failed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+      'consecutive_failures', greatest(t.consecutive_failures, t.failures_before), 'last_outcome', t.outcome)
+  FROM (
+    SELECT j.account_id, j.subscription_id, j.name, j.first_failed_at, j.consecutive_failures, j.failures_before, j.outcome, j.turn
+    FROM judged AS j WHERE j.turn IS NOT NULL
+    UNION ALL
+    SELECT j.account_id, j.subscription_id, j.name, j.first_failed_at, j.consecutive_failures, j.failures_before, j.outcome, 'suspended'
+    FROM judged AS j WHERE j.subscription_id IN (SELECT suspended.id FROM suspended)
+  ) AS t
 )
 SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries
 FROM decided AS x
@@ -178,6 +272,7 @@ type RecordParams struct {
 	Outcomes      []string
 	Delivered     []bool
 	Suspends      []bool
+	Slows         []bool
 	StatusCodes   []int32
 	AgesMS        []int32
 	DurationsMS   []int32
@@ -191,15 +286,21 @@ type RecordRow struct {
 }
 
 // Record writes a batch of outcomes in one statement: each delivery is deleted or put off by its schedule, its attempt
-// is appended, the exhausted become dead letters, and the health of the subscriptions follows. Only rows that pass the
-// fence (id, lease_id) count: a worker that lost its lease changes nothing. The answer counts the outcomes that passed, by
-// how their deliveries ended (”: they go on); what is missing from it is stale.
+// is appended, the exhausted become dead letters, and the health of the subscriptions follows: circuits open and close,
+// endpoints are slowed, subscriptions suspended, and events tell so. Only rows that pass the fence (id, lease_id) count: a
+// worker that lost its lease changes nothing. The answer counts the outcomes that passed, by how their deliveries ended
+// (”: they go on); what is missing from it is stale.
 //
-// What to do is decided by the caller (outcome.go): @delivered and @suspends. When to do it is computed here, by the
-// database's clock: @age_ms is how long before this statement the attempt began.
+// What to do is decided by the caller (outcome.go): @delivered, @suspends and @slows. When to do it is computed here, by
+// the database's clock: @age_ms is how long before this statement the attempt began.
 // A delivered one needs no decision: the deletion is its fence.
-// Failures add up; a success sets those that failed before back to nothing. One statement in id order: two workers that
-// record for the same subscriptions wait for each other, and never in a circle.
+// What the batch says of each subscription.
+// Its health before, locked in id order: two workers that record for the same subscriptions wait for each other, and
+// never in a circle. A success of a healthy one locks and writes nothing.
+// Failures add up, until there are enough of them over enough time, and the circuit opens. A failed probe puts the next one
+// off. A success closes the circuit, and what was held is released. Slowing counts once a second: requests under way at
+// one time say one thing.
+// Events of ours, for the account's other subscriptions.
 func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, error) {
 	rows, err := q.db.Query(ctx, record,
 		arg.DeliveryIDs,
@@ -208,6 +309,7 @@ func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, er
 		arg.Outcomes,
 		arg.Delivered,
 		arg.Suspends,
+		arg.Slows,
 		arg.StatusCodes,
 		arg.AgesMS,
 		arg.DurationsMS,

@@ -32,7 +32,8 @@ scanned AS MATERIALIZED (
       AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
       AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
       AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
-      AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip)) AS is_match
+      AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+      AND NOT mailhook.is_about(e.event_type, e.data, s.id) AS is_match
   FROM replay AS r
   JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id
   JOIN mailhook.events AS e ON e.account_id = r.account_id

@@ -73,6 +73,7 @@ WHERE s.id = $1
   AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
   AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
   AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+  AND NOT mailhook.is_about(e.event_type, e.data, s.id)
   AND NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id)

@@ -54,7 +54,7 @@ func (q *Queries) ListWorkers(ctx context.Context) ([]ListWorkersRow, error) {
 }
 
 const listWorstSubscriptions = `-- name: ListWorstSubscriptions :many
-SELECT s.id, s.account_id, s.name, s.status, h.consecutive_failures, h.first_failed_at, h.last_outcome
+SELECT s.id, s.account_id, s.name, s.status, h.consecutive_failures, h.first_failed_at, h.last_outcome, h.opened_at
 FROM mailhook.subscription_health AS h
 JOIN mailhook.subscriptions AS s ON s.id = h.subscription_id
 WHERE h.consecutive_failures > 0
@@ -70,6 +70,7 @@ type ListWorstSubscriptionsRow struct {
 	ConsecutiveFailures int32
 	FirstFailedAt       *time.Time
 	LastOutcome         *string
+	OpenedAt            *time.Time
 }
 
 // ListWorstSubscriptions names the subscriptions that fail most.
@@ -90,6 +91,7 @@ func (q *Queries) ListWorstSubscriptions(ctx context.Context, maxRows int32) ([]
 			&i.ConsecutiveFailures,
 			&i.FirstFailedAt,
 			&i.LastOutcome,
+			&i.OpenedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -122,8 +124,9 @@ SELECT i.delivery_enabled,
     JOIN mailhook.deliveries AS d ON d.subscription_id = s.id AND d.lease_id IS NULL
     WHERE s.status IN ('paused', 'suspended')
       OR EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended')
-      OR EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > clock_timestamp())
+      OR EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND (h.opened_at IS NOT NULL OR h.wait_until > clock_timestamp()))
     LIMIT 1000000) AS x)::bigint AS held,
+  (SELECT count(*) FROM mailhook.subscription_health AS h WHERE h.opened_at IS NOT NULL)::bigint AS open_circuits,
   (SELECT count(*) FROM (SELECT FROM mailhook.dead_letters LIMIT 1000000) AS x)::bigint AS dead,
   (SELECT count(*) FROM (SELECT FROM mailhook.quarantine LIMIT 1000000) AS x)::bigint AS quarantined,
   coalesce(pg_sequence_last_value('mailhook.emit_failures'::regclass), 0)::bigint AS emit_failures
@@ -137,6 +140,7 @@ type StatusRow struct {
 	Due                       int64
 	Sending                   int64
 	Held                      int64
+	OpenCircuits              int64
 	Dead                      int64
 	Quarantined               int64
 	EmitFailures              int64
@@ -154,6 +158,7 @@ func (q *Queries) Status(ctx context.Context) (StatusRow, error) {
 		&i.Due,
 		&i.Sending,
 		&i.Held,
+		&i.OpenCircuits,
 		&i.Dead,
 		&i.Quarantined,
 		&i.EmitFailures,

@@ -74,9 +74,18 @@ func (s *server) putAccount(ctx context.Context, who caller, in *putAccountReque
 	if !in.Body.Limit.set {
 		limit = before.SubscriptionLimit
 	}
-	err = s.queries.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: in.Body.Status.pick(before.Status, "active"), SubscriptionLimit: limit})
+	status := in.Body.Status.pick(before.Status, "active")
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: status, SubscriptionLimit: limit}); err != nil {
+			return fmt.Errorf("store account: %w", err)
+		}
+		if before.Status != "suspended" || status == "suspended" {
+			return nil
+		}
+		return q.ReleaseHeldOfAccount(ctx, in.ID)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("store account: %w", err)
+		return nil, err
 	}
 	return s.answerAccount(ctx, in.ID)
 }

@@ -21,7 +21,7 @@ type Explanation struct {
 
 // A Condition is one thing that must hold for an event to be delivered to a subscription.
 type Condition struct {
-	Condition string `json:"condition" enum:"dispatched,duplicate,account,created_before,status,event_type,sending_domain,sending_node,bridge,dedicated_ip"`
+	Condition string `json:"condition" enum:"dispatched,duplicate,about_itself,account,created_before,status,event_type,sending_domain,sending_node,bridge,dedicated_ip"`
 	Passed    bool   `json:"passed"`
 	Expected  any    `json:"expected" doc:"What the subscription asks for."`
 	Actual    any    `json:"actual" doc:"What the event has; null when it has none."`
@@ -88,7 +88,8 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 	return out, nil
 }
 
-// conditionsOf lists the conditions of dispatch in its order. That it is no duplicate is listed only where it fails.
+// conditionsOf lists the conditions of dispatch in its order. That it is no duplicate, and not about the
+// subscription itself, is listed only where it fails.
 func conditionsOf(row db.ExplainMatchRow) []Condition {
 	conditions := []Condition{
 		{"account", row.AccountPassed, row.SubscriptionAccountID, row.EventAccountID},
@@ -102,6 +103,9 @@ func conditionsOf(row db.ExplainMatchRow) []Condition {
 	}
 	if row.IsDuplicate {
 		conditions = append([]Condition{{"duplicate", false, nil, orNull(row.DuplicateOf)}}, conditions...)
+	}
+	if row.IsAboutItself {
+		conditions = append([]Condition{{"about_itself", false, "an event about another subscription", row.EventType}}, conditions...)
 	}
 	return conditions
 }

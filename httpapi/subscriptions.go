@@ -258,6 +258,9 @@ func (s *server) setStatus(status string) func(context.Context, caller, *subscri
 				if err := q.ResetHealth(ctx, row.ID); err != nil {
 					return row, fmt.Errorf("reset health: %w", err)
 				}
+				if err := q.ReleaseHeld(ctx, row.ID); err != nil {
+					return row, fmt.Errorf("release held deliveries: %w", err)
+				}
 			} else {
 				by := who.reason()
 				reason = &by

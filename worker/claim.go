@@ -86,11 +86,10 @@ func (w *Worker) claimOnce(ctx, requests context.Context, resume uuid.UUID) (res
 func (w *Worker) claimBatch(ctx, requests context.Context, room room, resume uuid.UUID) (result claimed, err error) {
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
-	lease := w.leases.expect()
-	workers, rank := w.state.share()
+	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: resume, //nolint:gosec // bounded
-		WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(),
+		IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {

@@ -57,8 +57,10 @@ type Retention struct {
 	Attempts    time.Duration
 	DeadLetters time.Duration
 	Quarantine  time.Duration
-	// Held is how long a delivery of a paused or suspended subscription waits before it becomes a dead letter.
+	// Held is how long a delivery is held (paused, suspended, circuit open) before it becomes a dead letter.
 	Held time.Duration
+	// MaxHeld is how many deliveries of one subscription are held; beyond it the oldest become dead letters.
+	MaxHeld int
 }
 
 // longestSchedule is what 50 intervals of 24 h could not be kept for; it is the longest preset (standard, 75 h 35 m)
@@ -78,7 +80,7 @@ func DefaultConfig() Config {
 		ClaimInterval: 200 * time.Millisecond,
 		Grace:         20 * time.Second,
 		ExcerptBytes:  4096,
-		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, Held: 7 * day},
+		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, Held: 7 * day, MaxHeld: 1_000_000},
 		Log:           slog.Default(),
 		Registry:      prometheus.DefaultRegisterer,
 	}
@@ -112,6 +114,9 @@ func (r Retention) validate() error {
 		if d < time.Hour {
 			return errors.New("every retention must be at least 1h")
 		}
+	}
+	if r.MaxHeld < 1 || r.MaxHeld > 1_000_000_000 {
+		return errors.New("--max-held must be 1 to 1000000000")
 	}
 	if need := r.Held + longestSchedule; r.Events < need {
 		return fmt.Errorf("--retain-events %v is shorter than --retain-held %v and the longest retry schedule (%v): events would be dropped before they are delivered; raise it to %v",

@@ -182,15 +182,14 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w := d.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
-	lease := w.leases.expect()
-	workers, rank := w.state.share()
+	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
 		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
-			WorkerCount: workers, WorkerRank: rank, InFlight: w.leases.inFlight(), IDPrefix: idPrefix(),
+			IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits, IDPrefix: idPrefix(),
 		})
 		return err
 	})

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,7 +16,8 @@ import (
 type leases struct {
 	mu             sync.Mutex
 	remembered     map[uuid.UUID]int // deliveries of a lease still held; 0 while the call is under way
-	bySubscription map[uuid.UUID]int // with a slot
+	bySubscription map[uuid.UUID]*load
+	slowAndIdle    int               // of these, without a slot: remembered for being slow
 	deliveries     int               // with a slot
 	claimed        int               // of these, by claim
 	unrecorded     int               // without one any more
@@ -27,7 +27,7 @@ type leases struct {
 }
 
 func newLeases() *leases {
-	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]int{}, freed: make(chan struct{})}
+	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, freed: make(chan struct{})}
 }
 
 // expect makes a fresh lease id and remembers it before the database can know it.
@@ -53,7 +53,7 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 		if d.claimed {
 			l.claimed++
 		}
-		l.bySubscription[d.subscriptionID]++
+		l.take(d.subscriptionID)
 		if d.event.holders == 0 {
 			l.bytes += d.event.size()
 		}
@@ -61,10 +61,11 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	}
 }
 
-// finished frees the slot of a delivery whose request is over.
-func (l *leases) finished(d *delivery) {
+// finished frees the slot of a delivery whose request is over, after some time.
+func (l *leases) finished(d *delivery, took time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.bySubscription[d.subscriptionID].moved(took)
 	l.free(d)
 	l.unrecorded++
 	// Not for each of some ten thousand a second: the next batch that is recorded tells, too, unless this one was in the
@@ -97,9 +98,7 @@ func (l *leases) returned(batch []returned) {
 }
 
 func (l *leases) free(d *delivery) {
-	if l.bySubscription[d.subscriptionID]--; l.bySubscription[d.subscriptionID] == 0 {
-		delete(l.bySubscription, d.subscriptionID)
-	}
+	l.leave(d.subscriptionID)
 	l.deliveries--
 	if d.claimed {
 		l.claimed--
@@ -147,23 +146,6 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
 		bytes: maxBytes - l.bytes, more: l.freed,
 	}
-}
-
-// inFlight is how many deliveries each subscription has here: a JSON object of its id to the number.
-func (l *leases) inFlight() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := append(make([]byte, 0, 2+44*len(l.bySubscription)), '{')
-	for id, n := range l.bySubscription {
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = append(b, '"')
-		b = append(b, id.String()...)
-		b = append(b, `":`...)
-		b = strconv.AppendInt(b, int64(n), 10)
-	}
-	return append(b, '}')
 }
 
 // forgotten filters the leases that are not remembered.

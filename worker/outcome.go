@@ -52,6 +52,16 @@ func (o outcome) delivered() bool { return o.word == outcomeOK }
 // suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
 func (o outcome) suspends() bool { return o.word == outcomeHTTP410 }
 
+// slows: the receiver has more than it can take, or says so (RFC 9110, 15.6.3 to 15.6.5; RFC 6585, 4): fewer requests go
+// there, and none before its Retry-After.
+func (o outcome) slows() bool {
+	switch o.statusCode {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
+}
+
 // statusOutcome is the word for an HTTP status.
 func statusOutcome(status int) string {
 	switch {

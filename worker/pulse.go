@@ -17,12 +17,15 @@ const pulseInterval = 500 * time.Millisecond
 // what a rescuer waits for, so that two workers do not send the same delivery.
 const stallLimit = 10 * time.Second
 
+// longestTimeout is the most that a subscription's timeout can be.
+const longestTimeout = time.Minute
+
 // pulseState is what the pulse has learned, for all loops to read.
 type pulseState struct {
 	mu        sync.Mutex
 	enabled   bool
 	workers   int32
-	rank      int32
+	joinedAt  time.Time // of this process: when it registered
 	pulsedAt  time.Time // of this process, monotonic
 	beatAt    time.Time
 	recording bool // false while outcomes cannot be written
@@ -51,11 +54,18 @@ func (s *pulseState) sending() bool {
 	return s.enabled
 }
 
-// share is how many workers there are, and which of them this one is, from 0.
-func (s *pulseState) share() (workers, rank int32) {
+// crew is how many workers there are.
+func (s *pulseState) crew() int32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(1, s.workers), s.rank
+	return max(1, s.workers)
+}
+
+// isNew says whether other workers may still have requests under way that were begun before they knew of this one.
+func (s *pulseState) isNew() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.workers > 1 && time.Since(s.joinedAt) < longestTimeout+time.Second
 }
 
 func (s *pulseState) set(f func(*pulseState)) {
@@ -70,7 +80,7 @@ func (w *Worker) pulse(ctx context.Context) {
 	every(ctx, pulseInterval, func(ctx context.Context) {
 		err := call(ctx, func(ctx context.Context) error {
 			started := time.Now()
-			row, err := w.urgentQ.Pulse(ctx, w.identity.get())
+			row, err := w.urgentQ.Pulse(ctx)
 			if err != nil {
 				return err
 			}
@@ -102,7 +112,7 @@ func (w *Worker) notice(row db.PulseRow, started time.Time) {
 			}
 			signal(s.changed)
 		}
-		s.workers, s.rank, s.pulsedAt = row.WorkerCount, row.WorkerRank, started
+		s.workers, s.pulsedAt = row.WorkerCount, started
 	})
 	w.cache.share(row.WorkerCount)
 	if row.TestWaits {

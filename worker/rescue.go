@@ -38,13 +38,13 @@ func (w *Worker) register(ctx context.Context) error {
 	w.identity.set(id)
 	var row db.PulseRow
 	err = call(ctx, func(ctx context.Context) (err error) {
-		row, err = w.q.Pulse(ctx, id)
+		row, err = w.q.Pulse(ctx)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("read the installation's state: %w", err)
 	}
-	w.state.set(func(s *pulseState) { s.beatAt, s.recording = now, true })
+	w.state.set(func(s *pulseState) { s.beatAt, s.joinedAt, s.recording = now, now, true })
 	w.notice(row, now)
 	return nil
 }

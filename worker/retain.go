@@ -43,9 +43,6 @@ func (w *Worker) retainOnce(ctx context.Context, now time.Time) {
 	for _, parent := range []string{"events", "attempts"} {
 		w.complain(ctx, "make partitions", w.makePartitions(ctx, parent, now))
 	}
-	w.drain(ctx, "expire held deliveries", func(ctx context.Context) (int64, error) {
-		return w.q.ExpireHeld(ctx, db.ExpireHeldParams{MaxAge: keep.Held, MaxRows: smallBatch})
-	})
 	w.drain(ctx, "drop dead letters", func(ctx context.Context) (int64, error) {
 		return w.q.DropDeadLetters(ctx, db.DropDeadLettersParams{MaxAge: keep.DeadLetters, MaxRows: smallBatch})
 	})

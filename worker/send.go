@@ -98,7 +98,7 @@ func (w *Worker) deliver(ctx context.Context, sender *sender, d *delivery) {
 	}
 	w.metrics.attempted(o)
 	w.outcomes <- o // waits while recording does not keep up
-	w.leases.finished(d)
+	w.leases.finished(d, o.duration)
 }
 
 // turn is the subscription to send to, or nil and how long the delivery is to rest: its subscription is closed off,

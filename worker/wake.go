@@ -191,7 +191,7 @@ func (d *dispatcher) found(ctx context.Context) {
 
 // askForHelp wakes the other workers: there is more than this one takes at once.
 func (d *dispatcher) askForHelp(ctx context.Context) {
-	if workers, _ := d.w.state.share(); workers < 2 || time.Since(d.askedAt) < helpInterval {
+	if d.w.state.crew() < 2 || time.Since(d.askedAt) < helpInterval {
 		return
 	}
 	d.askedAt = time.Now()

@@ -222,9 +222,7 @@ func TestSleepingWorkersHelp(t *testing.T) {
 	}
 	b.waitArmed(t)
 	dbtest.Eventually(t, 10*time.Second, "both known", func() bool {
-		n, _ := workers[0].state.share()
-		m, _ := workers[1].state.share()
-		return n == 2 && m == 2
+		return workers[0].state.crew() == 2 && workers[1].state.crew() == 2
 	})
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 5000)")
 	b.waitFor(t, 5000)

@@ -17,6 +17,9 @@ import (
 // urgentConnections are the sessions with generic plans.
 const urgentConnections = 3
 
+// settleTime is how long a worker that joins others takes nothing: longer than their statements and their pulse.
+const settleTime = time.Second
+
 // callTimeout bounds every call to the database, beyond the statement_timeout of its session.
 const callTimeout = 30 * time.Second
 
@@ -145,12 +148,16 @@ func (w *Worker) Run(ctx context.Context) error {
 	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
+	if w.state.crew() > 1 {
+		// By then the others count with this worker: no statement is under way that does not know of it.
+		pause(ctx, settleTime)
+	}
 	// The requests in flight end with this one.
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
-		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.replay, w.retain,
+		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}

@@ -99,6 +99,7 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
+		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
 	}, append(logFlags(), egressFlags()...)...)
 }
 
@@ -129,7 +130,7 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg.AllowInsecureHTTP = c.Bool("allow-insecure-http")
 	cfg.Retention = worker.Retention{
 		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
-		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"),
+		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, usageError{err}

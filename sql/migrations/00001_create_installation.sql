@@ -27,17 +27,32 @@ CREATE TABLE mailhook.installation (
   delivery_enabled boolean NOT NULL DEFAULT true,
   notify_enabled   boolean NOT NULL DEFAULT true,
   dedupe_window    interval NOT NULL DEFAULT '24 hours',
+  circuit_failures integer NOT NULL DEFAULT 20,
+  circuit_after    interval NOT NULL DEFAULT '10 seconds',
+  probe_pause      interval NOT NULL DEFAULT '5 seconds',
+  longest_probe_pause interval NOT NULL DEFAULT '1 minute',
+  release_rate     double precision NOT NULL DEFAULT 100,
+  suspend_after    interval NOT NULL DEFAULT '5 days',
   secret_key_id    text,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT installation_singleton_pkey PRIMARY KEY (singleton),
   CONSTRAINT installation_singleton_check CHECK (singleton),
-  CONSTRAINT installation_dedupe_window_check CHECK (dedupe_window >= '1 minute')
+  CONSTRAINT installation_dedupe_window_check CHECK (dedupe_window >= '1 minute'),
+  CONSTRAINT installation_circuit_failures_check CHECK (circuit_failures >= 1),
+  CONSTRAINT installation_circuit_after_check CHECK (circuit_after >= '0 seconds'),
+  CONSTRAINT installation_probe_pause_check CHECK (probe_pause >= '100 milliseconds' AND longest_probe_pause >= probe_pause),
+  CONSTRAINT installation_release_rate_check CHECK (release_rate >= 1),
+  CONSTRAINT installation_suspend_after_check CHECK (suspend_after >= '1 minute')
 );
 INSERT INTO mailhook.installation DEFAULT VALUES;
 
 COMMENT ON TABLE mailhook.installation IS 'Settings of this installation that every worker must share: one row.';
 COMMENT ON COLUMN mailhook.installation.delivery_enabled IS 'false: the host keeps writing events, nothing is dispatched or sent (mailhook delivery off).';
 COMMENT ON COLUMN mailhook.installation.notify_enabled IS 'false: workers never arm the wakeup sequence, so no host transaction ever runs NOTIFY; workers poll. For hosts that use two-phase commit.';
+COMMENT ON COLUMN mailhook.installation.circuit_failures IS 'So many failed attempts in a row, over at least circuit_after, open the circuit of a subscription: its deliveries are held.';
+COMMENT ON COLUMN mailhook.installation.probe_pause IS 'From an opened circuit to its first probe; doubled by each probe that fails, up to longest_probe_pause.';
+COMMENT ON COLUMN mailhook.installation.release_rate IS 'Held deliveries released each second for each subscription, once they are held no longer. Its own rate limit holds as well.';
+COMMENT ON COLUMN mailhook.installation.suspend_after IS 'A subscription with nothing but failures for so long is suspended, as failing, when a schedule ends or a probe fails.';
 COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals secrets here, by the first process that started; another is refused. NULL: none yet.';
 COMMENT ON COLUMN mailhook.installation.dedupe_window IS 'How long a dedupe_key keeps later events with the same key from being delivered.';
 

@@ -90,13 +90,38 @@ CREATE TABLE mailhook.subscription_health (
   first_failed_at      timestamptz,
   last_failed_at       timestamptz,
   last_outcome         text,
+  opened_at            timestamptz,
   open_until           timestamptz,
-  suspended_at         timestamptz,
-  CONSTRAINT subscription_health_subscription_id_pkey PRIMARY KEY (subscription_id)
-) WITH (fillfactor = 50, vacuum_truncate = off);
-COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared lately; no row, or no consecutive failures, means well. Nothing references it.';
+  probe_lease_id       uuid,
+  failed_probes        integer NOT NULL DEFAULT 0,
+  wait_until           timestamptz,
+  in_flight_limit      integer,
+  slowed_at            timestamptz,
+  release_before       timestamptz,
+  released_at          timestamptz,
+  CONSTRAINT subscription_health_subscription_id_pkey PRIMARY KEY (subscription_id),
+  CONSTRAINT subscription_health_opened_at_check CHECK ((opened_at IS NULL) = (open_until IS NULL)),
+  CONSTRAINT subscription_health_slowed_at_check CHECK ((in_flight_limit IS NULL) = (slowed_at IS NULL)),
+  CONSTRAINT subscription_health_release_before_check CHECK ((release_before IS NULL) = (released_at IS NULL))
+) WITH (
+  fillfactor = 50,
+  autovacuum_vacuum_scale_factor = 0.0,
+  autovacuum_vacuum_threshold = 1000,
+  vacuum_truncate = off
+);
+-- Releases under way are few, and looked at every second.
+CREATE INDEX subscription_health_release_before_idx ON mailhook.subscription_health (subscription_id) WHERE release_before IS NOT NULL;
+COMMENT ON TABLE mailhook.subscription_health IS 'How a subscription has fared lately, and what follows from it; no row, or nothing but zeros and NULLs, means well. Nothing references it.';
 COMMENT ON COLUMN mailhook.subscription_health.consecutive_failures IS 'Failed attempts since the last success, over all its deliveries.';
-COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: until then its deliveries are held.';
+COMMENT ON COLUMN mailhook.subscription_health.first_failed_at IS 'When the first of them began.';
+COMMENT ON COLUMN mailhook.subscription_health.opened_at IS 'Circuit: open since then, its deliveries are held. NULL: closed. A success closes it.';
+COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: from then on one delivery may go out as a probe.';
+COMMENT ON COLUMN mailhook.subscription_health.probe_lease_id IS 'The lease of the last probe: its failure puts the next one off, failures of older requests do not.';
+COMMENT ON COLUMN mailhook.subscription_health.failed_probes IS 'Probes that failed since the circuit opened; the pause between them doubles.';
+COMMENT ON COLUMN mailhook.subscription_health.wait_until IS 'The endpoint has asked for a pause (Retry-After with 429, 502, 503 or 504): held until then.';
+COMMENT ON COLUMN mailhook.subscription_health.in_flight_limit IS 'Requests under way at slowed_at, over all workers: halved by 429, 502, 503 and 504, doubled every 5 s without one. NULL: never slowed.';
+COMMENT ON COLUMN mailhook.subscription_health.release_before IS 'Deliveries that were due by then had been held; they go out oldest first, at installation.release_rate. NULL: none.';
+COMMENT ON COLUMN mailhook.subscription_health.released_at IS 'When the last of them were released; the rate is counted from here.';
 
 -- plpgsql: the executor's start for a query in SQL took 40 µs where this takes 3.
 -- +goose StatementBegin
@@ -120,13 +145,45 @@ $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION mailhook.event_type_ancestors IS 'The nodes that a subscription may name to get this type: email.bounced.hard, email.bounced, email and *.';
 
--- The remainder of the division goes to other workers for each subscription, so that a cap of 1 is not always the
--- first worker's.
-CREATE FUNCTION mailhook.in_flight_share(cap integer, subscription_id uuid, worker_count integer, worker_rank integer) RETURNS integer
+CREATE FUNCTION mailhook.is_about(event_type text, data json, subscription_id uuid) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN cap / worker_count
-  + ((worker_rank + (uuid_hash(subscription_id) & 65535)) % worker_count < cap % worker_count)::integer;
-COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of max_in_flight is for the worker of this rank, from 0. The shares of all workers add up to the cap.';
+RETURN event_type LIKE 'subscription.%' AND coalesce(data ->> 'subscription_id' = 'sub_' || replace(subscription_id::text, '-', ''), false);
+COMMENT ON FUNCTION mailhook.is_about IS 'Whether an event tells of a subscription (subscription.failing and so on): it is never sent to that one.';
+
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.in_flight_remainder(remainder integer, subscription_id uuid, workers uuid[], worker_id uuid) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+  mine  bigint := uuid_hash_extended(worker_id, uuid_hash_extended(subscription_id, 0));
+  ahead integer := 0;
+  other uuid;
+BEGIN
+  FOREACH other IN ARRAY workers LOOP
+    ahead := ahead + (uuid_hash_extended(other, uuid_hash_extended(subscription_id, 0)) < mine)::integer;
+  END LOOP;
+  RETURN (ahead < remainder)::integer;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.in_flight_remainder IS 'What a division leaves goes to the workers that come first by a hash of both ids, so that when one leaves no other has less.';
+
+CREATE FUNCTION mailhook.in_flight_share(cap integer, subscription_id uuid, workers uuid[], worker_id uuid) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+  WHEN cardinality(workers) <= 1 THEN cap
+  WHEN cap % cardinality(workers) = 0 THEN cap / cardinality(workers)
+  ELSE cap / cardinality(workers) + mailhook.in_flight_remainder(cap % cardinality(workers), subscription_id, workers, worker_id)
+END;
+COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of a cap is for one of several workers. The shares of all add up to the cap.';
+
+CREATE FUNCTION mailhook.slowed_cap(cap integer, in_flight_limit integer, slowed_at timestamptz, at timestamptz) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+  WHEN in_flight_limit IS NULL OR at >= slowed_at + interval '50 seconds' THEN cap
+  ELSE least(cap, in_flight_limit * (2 ^ greatest(0, floor(extract(epoch FROM at - slowed_at) / 5)))::integer)
+END;
+COMMENT ON FUNCTION mailhook.slowed_cap IS 'max_in_flight as far as the endpoint takes it: what it was slowed to, doubled for every 5 s since then.';
 
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
@@ -162,9 +219,11 @@ CREATE TRIGGER subscriptions_stamp BEFORE UPDATE ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.stamp_subscription();
 CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
-REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.in_flight_share(integer, uuid, integer, integer),
+REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),
+  mailhook.in_flight_share(integer, uuid, uuid[], uuid), mailhook.slowed_cap(integer, integer, timestamptz, timestamptz),
   mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
 DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_secrets, mailhook.subscriptions;
-DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.in_flight_share, mailhook.event_type_ancestors;
+DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
+  mailhook.is_about, mailhook.event_type_ancestors;

@@ -65,7 +65,13 @@ INSERT INTO mailhook.event_types (name, description, sample) VALUES
   ('trigger.fired', 'A trigger has acted.',
    '{"recipient":"r@example.com","subscriber_id":"320","trigger_id":"t1","trigger_name":"Birthday","action":"email_sent"}'),
   ('workflow.step', 'A recipient has come to a step of a workflow.',
-   '{"recipient":"r@example.com","subscriber_id":"320","workflow_id":"w1","workflow_name":"Onboarding","step_id":"s3","step_name":"Send day 3","action":"email_sent"}');
+   '{"recipient":"r@example.com","subscriber_id":"320","workflow_id":"w1","workflow_name":"Onboarding","step_id":"s3","step_name":"Send day 3","action":"email_sent"}'),
+  ('subscription.failing', 'Deliveries to a subscription fail one after the other: they are held, and one at a time is tried. Not matched by *, and never sent to the subscription that it is about.',
+   '{"subscription_id":"sub_0192f0c1a2b37c4d8e5f60718293a4b5","name":"CRM","since":"2024-01-15T10:30:00.000Z","consecutive_failures":20,"last_outcome":"http_5xx"}'),
+  ('subscription.recovered', 'Deliveries to a failing subscription arrive again: what was held is sent.',
+   '{"subscription_id":"sub_0192f0c1a2b37c4d8e5f60718293a4b5","name":"CRM","since":"2024-01-15T10:30:00.000Z","consecutive_failures":31,"last_outcome":"ok"}'),
+  ('subscription.suspended', 'A subscription is suspended: its endpoint answered 410, or nothing but failures for days. What it would get is held until it is resumed.',
+   '{"subscription_id":"sub_0192f0c1a2b37c4d8e5f60718293a4b5","name":"CRM","since":"2024-01-15T10:30:00.000Z","consecutive_failures":214,"last_outcome":"connect_timeout"}');
 
 -- +goose Down
 DROP TABLE mailhook.event_types;

@@ -4,14 +4,14 @@ SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d
   d.last_outcome, d.created_at,
   (CASE
     WHEN d.lease_id IS NOT NULL THEN 'sending'
-    WHEN s.status IN ('paused', 'suspended') OR a.status = 'suspended' OR h.open_until > statement_timestamp() THEN 'held'
+    WHEN s.status IN ('paused', 'suspended') OR a.status = 'suspended' OR h.opened_at IS NOT NULL OR h.wait_until > statement_timestamp() THEN 'held'
     ELSE 'pending'
   END)::text AS status,
   (CASE
     WHEN d.lease_id IS NOT NULL THEN ''
     WHEN s.status IN ('paused', 'suspended') THEN s.status
     WHEN a.status = 'suspended' THEN 'account'
-    WHEN h.open_until > statement_timestamp() THEN 'circuit'
+    WHEN h.opened_at IS NOT NULL OR h.wait_until > statement_timestamp() THEN 'circuit'
     ELSE ''
   END)::text AS held_reason
 FROM mailhook.deliveries AS d

@@ -49,39 +49,3 @@ UPDATE mailhook.attempts AS a
 SET ended_as = 'cancelled', ended_reason = 'deleted'
 FROM removed AS r
 WHERE a.delivery_id = r.id AND a.ended_as = 'exhausted';
-
--- ExpireHeld ends deliveries that were held longer than @max_age: dead letters with the reason expired.
--- name: ExpireHeld :execrows
-WITH held AS (
-  SELECT s.id FROM mailhook.subscriptions AS s
-  WHERE s.deleted_at IS NULL
-    AND (s.status IN ('paused', 'suspended')
-      OR EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended'))
-),
-locked AS MATERIALIZED (
-  SELECT w.id
-  FROM held AS h
-  CROSS JOIN LATERAL (
-    SELECT d.id FROM mailhook.deliveries AS d
-    WHERE d.subscription_id = h.id AND d.lease_id IS NULL AND d.next_attempt_at < statement_timestamp() - @max_age::interval
-    ORDER BY d.next_attempt_at
-    LIMIT @max_rows::int
-    FOR UPDATE SKIP LOCKED
-  ) AS w
-  LIMIT @max_rows::int
-),
-ended AS (
-  DELETE FROM mailhook.deliveries AS d
-  WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
-  RETURNING d.*
-),
-logged AS (
-  INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
-    number, ended_as, ended_reason, delivery_created_at)
-  SELECT statement_timestamp(), mailhook.uuid7(statement_timestamp()), e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type,
-    e.attempt, 'exhausted', 'expired', e.created_at
-  FROM ended AS e
-)
-INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
-SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.last_outcome, 'expired', e.created_at, statement_timestamp()
-FROM ended AS e;

@@ -155,13 +155,15 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 -- The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
--- gets the events inserted after it. Account and health are asked by scalar subqueries: for an EXISTS the planner may
--- hash the whole table.
+-- gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
+-- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.max_in_flight, s.rate_limit_per_second,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second,
+    mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
-      AND coalesce((SELECT h.open_until FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id), '-infinity') <= statement_timestamp()
+      AND h.opened_at IS NULL
+      AND coalesce(h.wait_until, '-infinity') <= statement_timestamp()
       AS may_start
   FROM accepted AS a
   JOIN types ON types.event_type = a.event_type
@@ -173,6 +175,12 @@ matched AS (
     OFFSET 0
   ) AS named
   JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
+  LEFT JOIN LATERAL (
+    SELECT y.opened_at, y.wait_until, y.in_flight_limit, y.slowed_at
+    FROM mailhook.subscription_health AS y
+    WHERE y.subscription_id = s.id
+    OFFSET 0
+  ) AS h ON true
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
@@ -180,17 +188,38 @@ matched AS (
     AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
     AND (s.filter_bridge = '{}' OR a.bridge = ANY (s.filter_bridge))
     AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
+    AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
--- Room: the worker's share of max_in_flight, and at most one second of a rate limit, less what it has in flight.
 ranked AS (
   SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
   FROM matched AS m
 ),
-roomy AS (
+crew AS MATERIALIZED (
+  SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
+),
+-- While this worker is new, others may still have more under way than their new shares: what they hold counts.
+elsewhere AS MATERIALIZED (
+  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
+  FROM (
+    SELECT l.subscription_id, count(*) AS n
+    FROM crew
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, @worker_id::uuid)) AS other (id)
+    CROSS JOIN LATERAL (
+      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
+    ) AS l
+    WHERE @is_new::boolean
+    GROUP BY l.subscription_id
+  ) AS x
+),
+-- Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
+-- limit, less what it has in flight.
+roomy AS MATERIALIZED (
   SELECT r.*,
     r.may_start AND r.nth <= least(
-      mailhook.in_flight_share(r.max_in_flight, r.subscription_id, @worker_count::int, @worker_rank::int),
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / @worker_count::int) END)
+      mailhook.in_flight_share(r.cap, r.subscription_id, (SELECT crew.workers FROM crew), @worker_id::uuid),
+      r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      (@limits::jsonb ->> r.subscription_id::text)::int,
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / (SELECT greatest(1, cardinality(crew.workers)) FROM crew)) END)
       - coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
 ),

@@ -16,6 +16,7 @@ SELECT e.account_id AS event_account_id, s.account_id AS subscription_account_id
   (s.filter_bridge = '{}' OR coalesce(e.bridge = ANY (s.filter_bridge), false))::boolean AS bridge_passed,
   coalesce(host(e.dedicated_ip::inet), '')::text AS dedicated_ip, s.filter_dedicated_ip,
   (s.filter_dedicated_ip = '{}' OR coalesce(host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip), false))::boolean AS dedicated_ip_passed,
+  mailhook.is_about(e.event_type, e.data, s.id)::boolean AS is_about_itself,
   (e.duplicate_of IS NOT NULL)::boolean AS is_duplicate, coalesce(e.duplicate_of, '')::text AS duplicate_of
 FROM mailhook.events AS e
 JOIN mailhook.subscriptions AS s ON s.id = @subscription_id

@@ -1,9 +1,8 @@
--- Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are and which of them it
--- is, in the order of their ids, and whether a test send waits.
+-- Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are, and whether a test send
+-- waits.
 -- name: Pulse :one
 SELECT i.delivery_enabled, i.notify_enabled,
   (SELECT count(*) FROM mailhook.workers)::int AS worker_count,
-  (SELECT count(*) FROM mailhook.workers AS w WHERE w.id < @worker_id::uuid)::int AS worker_rank,
   EXISTS (SELECT FROM mailhook.test_deliveries AS t WHERE t.leased_by IS NULL)::boolean AS test_waits,
   clock_timestamp()::timestamptz AS now
 FROM mailhook.installation AS i;

@@ -11,8 +11,9 @@ SELECT i.delivery_enabled,
     JOIN mailhook.deliveries AS d ON d.subscription_id = s.id AND d.lease_id IS NULL
     WHERE s.status IN ('paused', 'suspended')
       OR EXISTS (SELECT FROM mailhook.accounts AS a WHERE a.id = s.account_id AND a.status = 'suspended')
-      OR EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND h.open_until > clock_timestamp())
+      OR EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = s.id AND (h.opened_at IS NOT NULL OR h.wait_until > clock_timestamp()))
     LIMIT 1000000) AS x)::bigint AS held,
+  (SELECT count(*) FROM mailhook.subscription_health AS h WHERE h.opened_at IS NOT NULL)::bigint AS open_circuits,
   (SELECT count(*) FROM (SELECT FROM mailhook.dead_letters LIMIT 1000000) AS x)::bigint AS dead,
   (SELECT count(*) FROM (SELECT FROM mailhook.quarantine LIMIT 1000000) AS x)::bigint AS quarantined,
   coalesce(pg_sequence_last_value('mailhook.emit_failures'::regclass), 0)::bigint AS emit_failures
@@ -24,7 +25,7 @@ SELECT w.id, w.hostname, w.pid, w.version, w.started_at, w.seen_at FROM mailhook
 
 -- ListWorstSubscriptions names the subscriptions that fail most.
 -- name: ListWorstSubscriptions :many
-SELECT s.id, s.account_id, s.name, s.status, h.consecutive_failures, h.first_failed_at, h.last_outcome
+SELECT s.id, s.account_id, s.name, s.status, h.consecutive_failures, h.first_failed_at, h.last_outcome, h.opened_at
 FROM mailhook.subscription_health AS h
 JOIN mailhook.subscriptions AS s ON s.id = h.subscription_id
 WHERE h.consecutive_failures > 0

@@ -1,0 +1,111 @@
+package worker
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// slowAfter is how long a request may take before its subscription counts as slow.
+	slowAfter = 500 * time.Millisecond
+	// slowMemory is how long a subscription without requests under way counts as slow for its last one, and slowMost how
+	// many such are remembered.
+	slowMemory = time.Minute
+	slowMost   = 1000
+)
+
+// A load is what one subscription has under way in this process.
+type load struct {
+	slots   int
+	movedAt time.Time     // the last request ended, or the first one began
+	took    time.Duration // the last request that ended
+}
+
+func (s *load) moved(took time.Duration) { s.movedAt, s.took = time.Now(), took }
+
+func (s *load) isSlow(now time.Time) bool {
+	return s.took > slowAfter || (s.slots > 0 && now.Sub(s.movedAt) > slowAfter)
+}
+
+// take gives a subscription a slot; l.mu is held.
+func (l *leases) take(id uuid.UUID) {
+	s := l.bySubscription[id]
+	switch {
+	case s == nil:
+		s = &load{movedAt: time.Now()}
+		l.bySubscription[id] = s
+	case s.slots == 0:
+		l.slowAndIdle--
+		s.movedAt = time.Now()
+	}
+	s.slots++
+}
+
+// leave takes a slot back; l.mu is held. A subscription without one is forgotten, unless its last request was slow: all of
+// them may have timed out in one moment.
+func (l *leases) leave(id uuid.UUID) {
+	s := l.bySubscription[id]
+	if s.slots--; s.slots > 0 {
+		return
+	}
+	if s.took > slowAfter && l.slowAndIdle < slowMost {
+		l.slowAndIdle++
+		return
+	}
+	delete(l.bySubscription, id)
+}
+
+// What dispatch and claim must know of the subscriptions here: JSON objects of subscription id to number.
+type loads struct {
+	inFlight []byte
+	limits   []byte // of slow ones: the slots that they may have
+}
+
+// load answers how many slots each subscription has, and the most that slow ones may have: all of those together half of
+// the slots, in equal parts, so that others find free ones however many endpoints are slow or dead.
+func (l *leases) load(maxDeliveries int) loads {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	var inFlight, limits object
+	var slow []uuid.UUID
+	for id, s := range l.bySubscription {
+		if s.slots > 0 {
+			inFlight.add(id, s.slots)
+		} else if now.Sub(s.movedAt) > slowMemory {
+			delete(l.bySubscription, id)
+			l.slowAndIdle--
+			continue
+		}
+		if s.isSlow(now) {
+			slow = append(slow, id)
+		}
+	}
+	for _, id := range slow {
+		limits.add(id, max(1, maxDeliveries/2/len(slow)))
+	}
+	return loads{inFlight.close(), limits.close()}
+}
+
+// An object is a JSON object that is written.
+type object []byte
+
+func (o *object) add(id uuid.UUID, n int) {
+	separator := byte(',')
+	if len(*o) == 0 {
+		separator = '{'
+	}
+	*o = append(*o, separator, '"')
+	*o = append(*o, id.String()...)
+	*o = append(*o, `":`...)
+	*o = strconv.AppendInt(*o, int64(n), 10)
+}
+
+func (o *object) close() []byte {
+	if len(*o) == 0 {
+		return []byte("{}")
+	}
+	return append(*o, '}')
+}
