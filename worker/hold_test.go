@@ -1,0 +1,322 @@
+package worker
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"mailhook/cmd/receiver"
+	"mailhook/db"
+	"mailhook/db/dbtest"
+)
+
+// count is the one number that a statement answers.
+func (b *bundle) count(t *testing.T, sql string, args ...any) int64 {
+	t.Helper()
+	return dbtest.QueryOne[int64](t, b.DB, sql, args...)
+}
+
+// A gauge keeps the most requests that were under way at one time.
+type gauge struct {
+	mu        sync.Mutex
+	now, most int
+}
+
+func (g *gauge) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now++
+	g.most = max(g.most, g.now)
+}
+
+func (g *gauge) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now--
+}
+
+func (g *gauge) reset() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.most = g.now
+}
+
+func (g *gauge) peak() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.most
+}
+
+// An endpoint dies, its circuit opens, one request at a time asks for it; when it is back, what was held arrives oldest
+// first at the bounded rate. Another subscription of the account is told, the dead one and * are not.
+func TestTheCircuitOpensHoldsAndRecovers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.Exec(t, "UPDATE mailhook.installation SET circuit_failures = 5, circuit_after = '0 s', probe_pause = '200 ms', longest_probe_pause = '400 ms', release_rate = 50")
+	id := b.subscribe(t, "/dying", "email,subscription", "retry_schedule = '{1h}'", "name = 'dying'")
+	b.subscribe(t, "/star", "*", "filter_bridge = '{none}'")
+	b.subscribe(t, "/told", "subscription.failing,subscription.recovered")
+	var dead atomic.Bool
+	var under gauge
+	dead.Store(true)
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		if r.Path == "/dying" {
+			under.enter()
+			defer under.leave()
+			if dead.Load() {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+		}
+	})
+	b.run(t, b.config())
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 5)")
+	open := "SELECT count(*) FROM mailhook.subscription_health WHERE subscription_id = $1 AND opened_at IS NOT NULL"
+	dbtest.Eventually(t, 20*time.Second, "the circuit opens", func() bool { return b.count(t, open, id) == 1 })
+
+	under.reset()
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 100)")
+	dbtest.Eventually(t, 20*time.Second, "held, as the view says", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.unfinished_deliveries WHERE status = 'held' AND held_reason = 'circuit'") > 100
+	})
+	dbtest.Eventually(t, 20*time.Second, "probes fail", func() bool {
+		return b.count(t, "SELECT failed_probes FROM mailhook.subscription_health WHERE subscription_id = $1", id) >= 3
+	})
+	if under.peak() > 1 {
+		t.Errorf("%d requests at one time while the circuit was open", under.peak())
+	}
+	if touched := b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE event_id > 5 AND attempt > 0"); touched > 20 {
+		t.Errorf("%d of 100 held deliveries have burned an attempt", touched)
+	}
+
+	b.mu.Lock()
+	before := len(b.receipts)
+	b.mu.Unlock()
+	dead.Store(false)
+	waiting := int(b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = 0 AND subscription_id = $1", id))
+	dbtest.Eventually(t, 30*time.Second, "all that was held is delivered", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = 0") == 0
+	})
+	b.waitFor(t, before+waiting)
+	b.checkRelease(t, before, 50)
+	if n := b.count(t, open, id); n != 0 {
+		t.Error("the circuit is still open")
+	}
+	dbtest.Eventually(t, 10*time.Second, "the release is over", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.subscription_health WHERE release_before IS NOT NULL") == 0
+	})
+	b.checkTold(t)
+}
+
+// checkRelease checks the requests to /dying from number n on: oldest first, and never more in a time than the rate
+// allows. A claim may release a second's worth at once.
+func (b *bundle) checkRelease(t *testing.T, n, rate int) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var at []time.Time
+	var ids []string
+	for _, r := range b.receipts[n:] {
+		if r.Path == "/dying" {
+			at, ids = append(at, r.At), append(ids, r.ID)
+		}
+	}
+	slices.SortFunc(at, time.Time.Compare)
+	if took, least := at[len(at)-1].Sub(at[0]), time.Duration(len(at)-2*rate)*time.Second/time.Duration(rate); took < least {
+		t.Errorf("%d were released within %v, at %d a second", len(at), took, rate)
+	}
+	// Requests of one claim overtake each other: what is checked is the order of claims, of which each has 50 at most.
+	for i := range ids {
+		if i >= rate && ids[i] < ids[i-rate] && i > 1 {
+			t.Errorf("request %d is for an older event than number %d", i, i-rate)
+		}
+	}
+}
+
+func (b *bundle) checkTold(t *testing.T) {
+	t.Helper()
+	var told []string
+	dbtest.Eventually(t, 10*time.Second, "failing and recovered are told", func() bool {
+		told = nil
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, r := range b.receipts {
+			var body struct {
+				Type string
+				Data struct {
+					SubscriptionID      string `json:"subscription_id"`
+					Name, Since         string
+					ConsecutiveFailures int    `json:"consecutive_failures"`
+					LastOutcome         string `json:"last_outcome"`
+				}
+			}
+			if err := json.Unmarshal(r.Body, &body); err != nil || body.Type == "email.sent" {
+				continue
+			}
+			if r.Path != "/told" {
+				t.Errorf("%s got %s", r.Path, r.Body)
+			}
+			if body.Data.Name != "dying" || body.Data.ConsecutiveFailures < 5 || body.Data.SubscriptionID[:4] != "sub_" || len(body.Data.Since) != len("2024-01-15T10:30:00.000Z") {
+				t.Errorf("%s", r.Body)
+			}
+			told = append(told, body.Type+" "+body.Data.LastOutcome)
+		}
+		return len(told) >= 2
+	})
+	if !slices.Equal(told, []string{"subscription.failing http_5xx", "subscription.recovered ok"}) {
+		t.Error(told)
+	}
+}
+
+// Retry-After with 503 is for the endpoint: nothing goes there before it, and then not all at once.
+func TestRetryAfterSlowsTheEndpoint(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "retry_schedule = '{1s}'", "max_in_flight = 8")
+	var refused atomic.Int64 // when, in nanoseconds
+	var early atomic.Int64
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		if refused.CompareAndSwap(0, r.At.UnixNano()) {
+			w.Header().Set("Retry-After", "2")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		} else if r.At.UnixNano() < refused.Load()+int64(1900*time.Millisecond) {
+			early.Add(1)
+		}
+	})
+	b.run(t, b.config())
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	dbtest.Eventually(t, 10*time.Second, "asked to wait", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.subscription_health WHERE wait_until > now() AND in_flight_limit = 4") == 1
+	})
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 10)")
+	b.settled(t)
+	if early.Load() > 0 {
+		t.Errorf("%d requests came before Retry-After was over", early.Load())
+	}
+	if n := b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE ended_as = 'delivered'"); n != 11 {
+		t.Errorf("%d delivered", n)
+	}
+}
+
+// Nothing but failures for days: suspended when a schedule ends, and by a failed probe while the circuit holds the rest.
+func TestFailingForDaysSuspends(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string]string{
+		"a schedule ends": "UPDATE mailhook.subscription_health SET first_failed_at = now() - interval '6 days', consecutive_failures = 1",
+		"a probe fails":   "UPDATE mailhook.subscription_health SET opened_at = now() - interval '6 days', open_until = now()",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.answerWith(fail(500))
+			schedule := "{1s}"
+			if name == "a probe fails" {
+				schedule = "{1s,1h}"
+			}
+			id := b.subscribe(t, "/", "email", "retry_schedule = '"+schedule+"'")
+			b.run(t, b.config())
+			b.Exec(t, "SELECT mailhook.emit('email.sent')")
+			dbtest.Eventually(t, 10*time.Second, "failed once", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.subscription_health") == 1 })
+			b.Exec(t, set)
+			dbtest.Eventually(t, 10*time.Second, "suspended", func() bool {
+				return dbtest.QueryOne[string](t, b.DB, "SELECT concat_ws(' ', status, status_reason) FROM mailhook.subscriptions WHERE id = $1", id) == "suspended failing"
+			})
+			if n := b.count(t, `SELECT count(*) FROM (SELECT event_type FROM mailhook.outbox UNION ALL SELECT event_type FROM mailhook.events) AS e WHERE event_type = 'subscription.suspended'`); n != 1 {
+				t.Errorf("%d events tell of it", n)
+			}
+		})
+	}
+}
+
+// More than the bound is held: the oldest become dead letters, with the reason.
+func TestHoldingIsBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "status = 'paused'")
+	b.waiting(t, id, 30, 1)
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - event_id * interval '1 second'")
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '8 days' WHERE event_id > 28")
+	c := b.config()
+	c.Retention.MaxHeld = 20
+	w := b.idleWorker(t, c)
+	n, err := w.q.ExpireHeld(t.Context(), db.ExpireHeldParams{MaxAge: c.Retention.Held, MaxHeld: int32(c.Retention.MaxHeld), MaxRows: smallBatch})
+	if err != nil || n != 10 {
+		t.Fatal(n, err)
+	}
+	got := dbtest.QueryOne[string](t, b.DB, `SELECT concat_ws(' ', count(*), min(l.event_id), count(*) FILTER (WHERE l.reason = 'expired' AND a.ended_reason = 'expired' AND l.event_id > 28),
+		count(*) FILTER (WHERE l.reason = 'overflow' AND a.ended_reason = 'overflow')) FROM mailhook.dead_letters AS l JOIN mailhook.attempts AS a ON a.delivery_id = l.id`)
+	if got != "10 21 2 8" {
+		t.Error(got)
+	}
+}
+
+// max_in_flight holds while workers come and go: 5 is no multiple of 2 or 3.
+func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 5", "timeout = '10 s'")
+	var under gauge
+	gate := make(chan struct{})
+	b.answerWith(func(http.ResponseWriter, receiver.Receipt) {
+		under.enter()
+		defer under.leave()
+		<-gate
+	})
+	open := func(n int) {
+		for range n {
+			gate <- struct{}{}
+		}
+	}
+	b.run(t, b.config())
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 200)")
+	dbtest.Eventually(t, 10*time.Second, "the first has all of it", func() bool { return under.peak() == 5 })
+	second, stop := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "the second works", second.ready.Load)
+	open(40)
+	third, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "the third works", third.ready.Load)
+	open(40)
+	go stop()
+	open(120)
+	b.settled(t)
+	if under.peak() != 5 {
+		t.Errorf("%d requests at one time, the cap is 5", under.peak())
+	}
+	shares := b.count(t, `SELECT sum(mailhook.in_flight_share(5, s.id, crew.workers, w.id)) FROM mailhook.subscriptions AS s, mailhook.workers AS w,
+		(SELECT array_agg(id) AS workers FROM mailhook.workers) AS crew`)
+	if shares != 5 {
+		t.Errorf("the shares add up to %d", shares)
+	}
+}
+
+// Endpoints that never answer take half of the slots at most, once they are known.
+func TestSlowEndpointsLeaveSlotsToOthers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	hang := make(chan struct{})
+	b.answerWith(func(_ http.ResponseWriter, r receiver.Receipt) {
+		if r.Path != "/well" {
+			<-hang
+		}
+	})
+	defer close(hang)
+	for range 10 {
+		b.subscribe(t, "/hangs", "email.opened", "timeout = '60 s'")
+	}
+	b.subscribe(t, "/well", "email.clicked")
+	c := b.config()
+	c.MaxInFlight = 40
+	c.Grace = 0
+	w, _ := b.run(t, c)
+	b.Exec(t, "SELECT mailhook.emit('email.opened')")
+	dbtest.Eventually(t, 10*time.Second, "ten are known as slow", func() bool { return len(w.leases.load(40).limits) > 10*40 })
+	b.Exec(t, "SELECT mailhook.emit('email.opened') FROM generate_series(1, 100)")
+	dbtest.Eventually(t, 10*time.Second, "they have their half", func() bool { return w.leases.held() == 20 })
+	b.Exec(t, "SELECT mailhook.emit('email.clicked') FROM generate_series(1, 100)")
+	dbtest.Eventually(t, 20*time.Second, "the others go on", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE event_type = 'email.clicked' AND ended_as = 'delivered'") == 100
+	})
+}
