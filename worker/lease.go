@@ -17,10 +17,10 @@ type leases struct {
 	mu             sync.Mutex
 	remembered     map[uuid.UUID]int // deliveries of a lease still held; 0 while the call is under way
 	bySubscription map[uuid.UUID]*load
-	slowAndIdle    int               // of these, without a slot: remembered for being slow
-	deliveries     int               // with a slot
-	claimed        int               // of these, by claim
-	unrecorded     int               // without one any more
+	slowAndIdle    int // of these, without a slot: remembered for being slow
+	deliveries     int // with a slot
+	claimed        int // of these, by claim
+	unrecorded     int // without one any more
 	bytes          int64
 	freed          chan struct{} // closed and replaced when something is given up
 	toldAt         time.Time

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -410,5 +411,29 @@ func TestAReplayOfFewAmongMany(t *testing.T) {
 	}
 	if got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg(event_id::text, ' ' ORDER BY event_id) FROM mailhook.deliveries"); got != "5 9" {
 		t.Errorf("released %s", got)
+	}
+}
+
+// A rate limit is of all workers together, also while one joins: in no stretch of time do more requests come than the
+// rate allows, and one for each worker, which has a turn saved up.
+func TestTheRateHoldsWhileAWorkerJoins(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const rate, workers = 20, 3
+	b.waiting(t, b.subscribe(t, "/", "email", "rate_limit_per_second = 20"), 120, 1)
+	for range workers - 1 {
+		b.run(t, b.config())
+	}
+	b.waitFor(t, 20)
+	b.run(t, b.config())
+	receipts := b.waitFor(t, 120)
+	slices.SortFunc(receipts, func(x, y receiver.Receipt) int { return x.At.Compare(y.At) })
+	for i := range receipts {
+		for j := i + rate; j < len(receipts); j++ {
+			// A tenth of a second of slack: what a busy machine held back comes at once.
+			if most := int((receipts[j].At.Sub(receipts[i].At)+100*time.Millisecond).Seconds()*rate) + workers; j-i > most {
+				t.Fatalf("%d requests in %v, at %d a second", j-i, receipts[j].At.Sub(receipts[i].At), rate)
+			}
+		}
 	}
 }

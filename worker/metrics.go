@@ -123,6 +123,7 @@ func stateDescs() map[string]*prometheus.Desc {
 		"due_deliveries":        "Waiting deliveries that are due, held ones too, counted up to 1,000,000.",
 		"sending_deliveries":    "Leased deliveries of all workers, counted up to 1,000,000.",
 		"held_deliveries":       "Deliveries held by a paused, suspended or circuit-open subscription or a suspended account, counted up to 1,000,000.",
+		"open_circuits":         "Subscriptions whose circuit is open: nothing but one probe at a time goes there.",
 		"dead_letters":          "Exhausted deliveries that are kept, counted up to 1,000,000.",
 		"quarantined_events":    "Events that are kept in quarantine, counted up to 1,000,000.",
 		"emit_failures":         "Events that emit_safe and emit_many_safe have given up on since installation.",
@@ -154,7 +155,7 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, value := range map[string]float64{
 		"outbox_rows": float64(s.Undispatched), "outbox_oldest_seconds": s.OldestUndispatchedSeconds, "due_deliveries": float64(s.Due),
-		"sending_deliveries": float64(s.Sending), "held_deliveries": float64(s.Held), "dead_letters": float64(s.Dead),
+		"sending_deliveries": float64(s.Sending), "held_deliveries": float64(s.Held), "open_circuits": float64(s.OpenCircuits), "dead_letters": float64(s.Dead),
 		"quarantined_events": float64(s.Quarantined), "emit_failures": float64(s.EmitFailures), "delivery_enabled": enabled,
 	} {
 		out <- prometheus.MustNewConstMetric(descs[name], prometheus.GaugeValue, value)

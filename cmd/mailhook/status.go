@@ -21,6 +21,7 @@ type status struct {
 	Due                       int64          `json:"due"`
 	Sending                   int64          `json:"sending"`
 	Held                      int64          `json:"held"`
+	OpenCircuits              int64          `json:"open_circuits"`
 	Dead                      int64          `json:"dead"`
 	Quarantined               int64          `json:"quarantined"`
 	EmitFailures              int64          `json:"emit_failures"`
@@ -44,6 +45,8 @@ type worstStatus struct {
 	Status              string `json:"status"`
 	ConsecutiveFailures int32  `json:"consecutive_failures"`
 	LastOutcome         string `json:"last_outcome"`
+	// OpenedAt is since when its circuit is open.
+	OpenedAt *time.Time `json:"opened_at"`
 }
 
 func statusCommand() *cli.Command {
@@ -80,7 +83,7 @@ func readStatus(ctx context.Context, q *db.Queries) (*status, error) {
 	}
 	s := &status{
 		DeliveryEnabled: row.DeliveryEnabled, Undispatched: row.Undispatched, OldestUndispatchedSeconds: row.OldestUndispatchedSeconds,
-		Due: row.Due, Sending: row.Sending, Held: row.Held, Dead: row.Dead, Quarantined: row.Quarantined, EmitFailures: row.EmitFailures,
+		Due: row.Due, Sending: row.Sending, Held: row.Held, OpenCircuits: row.OpenCircuits, Dead: row.Dead, Quarantined: row.Quarantined, EmitFailures: row.EmitFailures,
 		Workers: []workerStatus{}, WorstSubscriptions: []worstStatus{},
 	}
 	workers, err := q.ListWorkers(ctx)
@@ -95,7 +98,7 @@ func readStatus(ctx context.Context, q *db.Queries) (*status, error) {
 		return nil, fmt.Errorf("list worst subscriptions: %w", err)
 	}
 	for _, x := range worst {
-		w := worstStatus{ID: db.FormatID(db.SubscriptionPrefix, x.ID), AccountID: x.AccountID, Name: x.Name, Status: x.Status, ConsecutiveFailures: x.ConsecutiveFailures}
+		w := worstStatus{ID: db.FormatID(db.SubscriptionPrefix, x.ID), AccountID: x.AccountID, Name: x.Name, Status: x.Status, ConsecutiveFailures: x.ConsecutiveFailures, OpenedAt: x.OpenedAt}
 		if x.LastOutcome != nil {
 			w.LastOutcome = *x.LastOutcome
 		}
@@ -115,7 +118,7 @@ func (s *status) print(out io.Writer) error {
 	for _, line := range []struct {
 		name  string
 		value int64
-	}{{"due", s.Due}, {"sending", s.Sending}, {"held", s.Held}, {"dead", s.Dead}, {"quarantined", s.Quarantined}, {"emit failures", s.EmitFailures}} {
+	}{{"due", s.Due}, {"sending", s.Sending}, {"held", s.Held}, {"open circuits", s.OpenCircuits}, {"dead", s.Dead}, {"quarantined", s.Quarantined}, {"emit failures", s.EmitFailures}} {
 		fmt.Fprintf(w, "%s\t%d\n", line.name, line.value)
 	}
 	fmt.Fprintf(w, "workers\t%d\n", len(s.Workers))
@@ -126,7 +129,11 @@ func (s *status) print(out io.Writer) error {
 		fmt.Fprintf(w, "failing most\n")
 	}
 	for _, x := range s.WorstSubscriptions {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d failures\t%s\n", x.ID, x.AccountID, x.Status, x.ConsecutiveFailures, x.LastOutcome)
+		circuit := ""
+		if x.OpenedAt != nil {
+			circuit = "circuit open since " + x.OpenedAt.UTC().Format(time.RFC3339)
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%d failures\t%s\t%s\n", x.ID, x.AccountID, x.Status, x.ConsecutiveFailures, x.LastOutcome, circuit)
 	}
 	return w.Flush()
 }
