@@ -316,7 +316,7 @@ func TestSchemaRules(t *testing.T) {
 			SELECT format('%s.%s', c.relname, a.attname)
 			FROM (` + tables + `) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 			WHERE c.relname <> 'goose_db_version'
-				AND (a.attname LIKE '%\_at' OR a.attname IN ('since', 'until', 'open_until')) <> (a.atttypid = 'timestamptz'::regtype)`},
+				AND (a.attname LIKE '%\_at' OR a.attname IN ('since', 'until', 'open_until', 'wait_until', 'release_before')) <> (a.atttypid = 'timestamptz'::regtype)`},
 		{"no foreign key", `SELECT conname FROM pg_constraint WHERE connamespace = 'mailhook'::regnamespace AND contype = 'f'`},
 		{"outbox: nothing for a host to wait for", `
 			SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'mailhook.outbox'::regclass AND NOT indisprimary

@@ -78,11 +78,22 @@ func TestHeldAndSending(t *testing.T) {
 	check("held", "paused")
 	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'suspended'")
 	check("held", "suspended")
+	released := func(by string) {
+		t.Helper()
+		if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.subscription_health WHERE release_before > now() - interval '1 minute' AND opened_at IS NULL"); n != 1 {
+			t.Errorf("%s does not release at a bounded rate", by)
+		}
+		b.Exec(t, "DELETE FROM mailhook.subscription_health")
+	}
 	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+subscription+"/resume", nil)
+	released("resume")
 	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": "suspended"})
 	check("held", "account")
 	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": "active"})
-	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, open_until) SELECT id, now() + interval '1 minute' FROM mailhook.subscriptions")
+	released("the account's return")
+	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, wait_until) SELECT id, now() + interval '1 minute' FROM mailhook.subscriptions")
+	check("held", "circuit")
+	b.Exec(t, "UPDATE mailhook.subscription_health SET wait_until = NULL, opened_at = now(), open_until = now()")
 	check("held", "circuit")
 	if got := b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+id+"/retry", nil); got["status"] != "held" {
 		t.Error("a retry releases what is held")

@@ -202,6 +202,19 @@ func TestQuarantine(t *testing.T) {
 	b.mustFail(t, 404, "", "not_found", b.acme, "POST", "/v1/quarantine/"+acme[0]+"/release", nil)
 }
 
+// What mailhook tells about a subscription is not sent to that one, and explain says so.
+func TestExplainWhatIsAboutItself(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, object{"event_types": []string{"subscription"}})
+	event := b.event(t, "acme", "subscription.failing", "r", time.Now().Add(time.Second))
+	b.Exec(t, "UPDATE mailhook.events SET data = json_build_object('subscription_id', $1::text)", id)
+	got := b.must(t, 200, b.acme, "GET", "/v1/events/"+event+"/explain?subscription_id="+id, nil)
+	if text := fmt.Sprint(got["conditions"]); got["matched"] != false || !strings.Contains(text, "condition:about_itself") {
+		t.Error(got)
+	}
+}
+
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
