@@ -54,7 +54,7 @@ func (b *bench) withWorker(ctx context.Context, name string, m market, measure f
 func (d *database) asleep(ctx context.Context) error {
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		var armed bool
-		if err := d.pool.QueryRow(ctx, "SELECT last_value = 1 FROM mailhook.wakeup").Scan(&armed); err != nil || armed {
+		if err := d.pool.QueryRow(ctx, "SELECT last_value > 0 FROM mailhook.wakeup").Scan(&armed); err != nil || armed {
 			return err
 		}
 	}

@@ -284,7 +284,7 @@ func TestMigrateWithoutCreateRole(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), "SELECT mailhook.emit('email.sent')").Scan(&id); err != nil {
 		t.Error(err)
 	}
-	if armed, err := db.New(pool).Arm(t.Context()); err != nil || !armed {
+	if armed, err := db.New(pool).Arm(t.Context(), 60); err != nil || !armed {
 		t.Errorf("arm: %v, %v", armed, err)
 	}
 	if _, err := db.MigrateDown(t.Context(), u.String(), 0); err != nil {

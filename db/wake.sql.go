@@ -10,13 +10,14 @@ import (
 )
 
 const arm = `-- name: Arm :one
-SELECT (setval('mailhook.wakeup', CASE WHEN i.notify_enabled THEN 1 ELSE 0 END) = 1)::boolean AS armed
+SELECT (setval('mailhook.wakeup', CASE WHEN i.notify_enabled THEN ceil(extract(epoch FROM clock_timestamp()) + $1::double precision)::bigint ELSE 0 END) > 0)::boolean AS armed
 FROM mailhook.installation AS i
 `
 
-// Arm asks the trigger on outbox to notify; where the installation has notifications off it makes sure that it does not.
-func (q *Queries) Arm(ctx context.Context) (bool, error) {
-	row := q.db.QueryRow(ctx, arm)
+// Arm asks the trigger on outbox to notify for @seconds; where the installation has notifications off it makes sure that it
+// does not.
+func (q *Queries) Arm(ctx context.Context, seconds float64) (bool, error) {
+	row := q.db.QueryRow(ctx, arm, seconds)
 	var armed bool
 	err := row.Scan(&armed)
 	return armed, err

@@ -167,7 +167,7 @@ func TestEmitInEveryIsolation(t *testing.T) {
 func TestRolledBackMeansNothing(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
-	d.Exec(t, "SELECT setval('mailhook.wakeup', 1)")
+	arm(t, d)
 	listener := listen(t, d)
 	host := connect(t, d, nil)
 	host.exec(t, `
@@ -202,11 +202,16 @@ func TestNotifyOnlyWhileArmed(t *testing.T) {
 
 	emit()
 	expect("after the installation", 0)
-	if armed, err := q.Arm(t.Context()); err != nil || !armed {
+	if armed, err := q.Arm(t.Context(), 60); err != nil || !armed {
 		t.Fatalf("arm: %v, %v", armed, err)
 	}
 	emit()
 	expect("armed", 1)
+	if _, err := q.Arm(t.Context(), -1); err != nil {
+		t.Fatal(err)
+	}
+	emit()
+	expect("armed by a worker that is gone", 0)
 	if err := q.Disarm(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +219,7 @@ func TestNotifyOnlyWhileArmed(t *testing.T) {
 	expect("disarmed", 0)
 
 	d.Exec(t, "UPDATE mailhook.installation SET notify_enabled = false")
-	if armed, err := q.Arm(t.Context()); err != nil || armed {
+	if armed, err := q.Arm(t.Context(), 60); err != nil || armed {
 		t.Fatalf("arm while notifications are off: %v, %v", armed, err)
 	}
 	emit()
@@ -236,7 +241,7 @@ func TestNotifyFromAnOlderSnapshot(t *testing.T) {
 				t.Fatal(err)
 			}
 			one[int64](t, tx, "SELECT count(*) FROM mailhook.outbox") // the snapshot
-			if _, err := db.New(d.Pool).Arm(t.Context()); err != nil {
+			if _, err := db.New(d.Pool).Arm(t.Context(), 60); err != nil {
 				t.Fatal(err)
 			}
 			one[string](t, tx, "SELECT mailhook.emit('email.sent')")
@@ -254,7 +259,7 @@ func TestOneNotificationForATransaction(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
 	listener := listen(t, d)
-	d.Exec(t, "SELECT setval('mailhook.wakeup', 1)")
+	arm(t, d)
 	host := connect(t, d, nil)
 	tx := host.begin(t)
 	// 10,000 statements of the trigger's, and one of 10,000 rows.
@@ -290,7 +295,7 @@ func TestPreparedTransaction(t *testing.T) {
 		t.Errorf("%d rows after the commit", n)
 	}
 	// And this is why it must be.
-	d.Exec(t, "SELECT setval('mailhook.wakeup', 1)")
+	arm(t, d)
 	host.exec(t, "BEGIN; SELECT mailhook.emit('email.sent')")
 	if _, err := host.Exec(t.Context(), "PREPARE TRANSACTION '"+gid+"'"); sqlState(err) != "0A000" {
 		t.Errorf("prepared after NOTIFY: %v", err)
@@ -321,6 +326,14 @@ func listen(t *testing.T, d *dbtest.DB) *session {
 	s := connect(t, d, nil)
 	s.exec(t, "LISTEN mailhook_wakeup; LISTEN "+sentinelChannel)
 	return s
+}
+
+// arm has hosts notify for a minute.
+func arm(t *testing.T, d *dbtest.DB) {
+	t.Helper()
+	if armed, err := db.New(d.Pool).Arm(t.Context(), 60); err != nil || !armed {
+		t.Fatal(armed, err)
+	}
 }
 
 // wakeups counts the notifications that came to listener up to now: all before a sentinel, which is sent last.

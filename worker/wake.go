@@ -261,7 +261,8 @@ func (d *dispatcher) rest(ctx context.Context, most time.Duration) bool {
 func (d *dispatcher) arm(ctx context.Context) {
 	d.w.metrics.arms.Inc()
 	err := call(ctx, func(ctx context.Context) error {
-		if _, err := d.w.urgentQ.Arm(ctx); err != nil {
+		// For longer than until the poll, which arms anew: a worker that dies leaves no host notifying for ever.
+		if _, err := d.w.urgentQ.Arm(ctx, 2*d.w.cfg.PollInterval.Seconds()+callTimeout.Seconds()); err != nil {
 			return err
 		}
 		writers, err := d.w.urgentQ.ListOutboxWriters(ctx)

@@ -42,10 +42,11 @@ GRANT INSERT (account_id, event_type, occurred_at, recipient, message_id, campai
   sending_node, bridge, dedicated_ip, dedupe_key, data) ON mailhook.outbox TO mailhook_producer;
 GRANT SELECT (id, inserted_at) ON mailhook.outbox TO mailhook_producer;
 
--- 1: a worker sleeps and wants a NOTIFY. 0: no one does, or the watcher is awake. A sequence and not a row, because reading it takes
--- no snapshot (a host in REPEATABLE READ sees the current value) and no row lock. Only workers set it.
-CREATE SEQUENCE mailhook.wakeup MINVALUE 0 MAXVALUE 1 START 0;
-COMMENT ON SEQUENCE mailhook.wakeup IS '1 while a worker sleeps and wants to be notified of the next insert into outbox, else 0.';
+-- Until when a worker sleeps and wants a NOTIFY. 0: no one does, or the watcher is awake. A sequence and not a row, because
+-- reading it takes no snapshot (a host in REPEATABLE READ sees the current value) and no row lock. Only workers set it. A
+-- time and not a flag: of workers that are gone it asks nothing for long.
+CREATE SEQUENCE mailhook.wakeup MINVALUE 0 START 0;
+COMMENT ON SEQUENCE mailhook.wakeup IS 'Armed: until this time, in Unix seconds, a worker wants to be notified of the next insert into outbox; it arms anew each poll. 0: none does.';
 
 -- The trigger's condition reads it with the rights of whoever inserts. It tells nobody more than whether a worker sleeps.
 GRANT SELECT ON SEQUENCE mailhook.wakeup TO PUBLIC;
@@ -72,7 +73,7 @@ REVOKE ALL ON FUNCTION mailhook.wake_workers() FROM PUBLIC;
 CREATE TRIGGER outbox_wake_workers
 AFTER INSERT ON mailhook.outbox
 FOR EACH STATEMENT
-WHEN (pg_sequence_last_value('mailhook.wakeup'::regclass) = 1)
+WHEN (pg_sequence_last_value('mailhook.wakeup'::regclass) > date_part('epoch', clock_timestamp()))
 EXECUTE FUNCTION mailhook.wake_workers();
 
 -- +goose Down

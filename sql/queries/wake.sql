@@ -1,6 +1,7 @@
--- Arm asks the trigger on outbox to notify; where the installation has notifications off it makes sure that it does not.
+-- Arm asks the trigger on outbox to notify for @seconds; where the installation has notifications off it makes sure that it
+-- does not.
 -- name: Arm :one
-SELECT (setval('mailhook.wakeup', CASE WHEN i.notify_enabled THEN 1 ELSE 0 END) = 1)::boolean AS armed
+SELECT (setval('mailhook.wakeup', CASE WHEN i.notify_enabled THEN ceil(extract(epoch FROM clock_timestamp()) + @seconds::double precision)::bigint ELSE 0 END) > 0)::boolean AS armed
 FROM mailhook.installation AS i;
 
 -- Disarm: a worker is awake, and hosts need not notify.
