@@ -70,14 +70,15 @@ open AS MATERIALIZED (
       $6::int,
       least(
         mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-          s.id, (SELECT crew.workers FROM crew), $4::uuid),
+          s.id, crew.workers, $4::uuid),
         mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
           - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
         ($7::jsonb ->> s.id::text)::int,
-        CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / (SELECT greatest(1, cardinality(crew.workers)) FROM crew)) END)
+        CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
         - coalesce(($8::jsonb ->> s.id::text)::int, 0))::int AS room
   FROM walked AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
+  CROSS JOIN crew
   LEFT JOIN LATERAL (
     SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before
     FROM mailhook.subscription_health AS y

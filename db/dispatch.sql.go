@@ -206,12 +206,13 @@ elsewhere AS MATERIALIZED (
 roomy AS MATERIALIZED (
   SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.cap, r.may_start, r.nth,
     r.may_start AND r.nth <= least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, (SELECT crew.workers FROM crew), $5::uuid),
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
       ($7::jsonb ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / (SELECT greatest(1, cardinality(crew.workers)) FROM crew)) END)
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
       - coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
+  CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)

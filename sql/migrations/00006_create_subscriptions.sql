@@ -177,8 +177,9 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of a cap is for one of several workers. The shares of all add up to the cap.';
 
+-- STABLE, as timestamptz + interval is: otherwise it would not be inlined.
 CREATE FUNCTION mailhook.slowed_cap(cap integer, in_flight_limit integer, slowed_at timestamptz, at timestamptz) RETURNS integer
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
   WHEN in_flight_limit IS NULL OR at >= slowed_at + interval '50 seconds' THEN cap
   ELSE least(cap, in_flight_limit * (2 ^ greatest(0, floor(extract(epoch FROM at - slowed_at) / 5)))::integer)

@@ -51,14 +51,15 @@ open AS MATERIALIZED (
       @max_of_each::int,
       least(
         mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-          s.id, (SELECT crew.workers FROM crew), @worker_id::uuid),
+          s.id, crew.workers, @worker_id::uuid),
         mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
           - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
         (@limits::jsonb ->> s.id::text)::int,
-        CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / (SELECT greatest(1, cardinality(crew.workers)) FROM crew)) END)
+        CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
         - coalesce((@in_flight::jsonb ->> s.id::text)::int, 0))::int AS room
   FROM walked AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
+  CROSS JOIN crew
   LEFT JOIN LATERAL (
     SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before
     FROM mailhook.subscription_health AS y
