@@ -80,16 +80,11 @@ func (q *Queries) DetachDay(ctx context.Context, day pgtype.Date) (string, error
 const dropDefaultAttempts = `-- name: DropDefaultAttempts :one
 WITH dropped AS (
   DELETE FROM mailhook.attempts_default AS a
-  WHERE (a.started_at, a.id) <= (
-    SELECT oldest.started_at, oldest.id
-    FROM (
-      SELECT x.started_at, x.id FROM mailhook.attempts_default AS x
-      WHERE x.started_at < $1::timestamptz
-      ORDER BY x.started_at, x.id
-      LIMIT $2::int
-    ) AS oldest
-    ORDER BY oldest.started_at DESC, oldest.id DESC
-    LIMIT 1)
+  WHERE (a).ctid = ANY (ARRAY(
+    SELECT (x).ctid FROM mailhook.attempts_default AS x
+    WHERE x.started_at < $1::timestamptz
+    ORDER BY x.started_at, x.id
+    LIMIT $2::int))
   RETURNING a.id
 )
 SELECT count(*) FROM dropped
@@ -111,23 +106,18 @@ func (q *Queries) DropDefaultAttempts(ctx context.Context, arg DropDefaultAttemp
 const dropDefaultEvents = `-- name: DropDefaultEvents :one
 WITH needed AS MATERIALIZED (
   SELECT least(
-    coalesce((SELECT min(d.event_inserted_at) FROM mailhook.deliveries AS d), 'infinity'),
-    coalesce((SELECT min(l.event_inserted_at) FROM mailhook.dead_letters AS l), 'infinity'),
+    coalesce((SELECT d.event_inserted_at FROM mailhook.deliveries AS d WHERE d.event_inserted_at < $1::timestamptz ORDER BY d.event_inserted_at LIMIT 1), 'infinity'),
+    coalesce((SELECT l.event_inserted_at FROM mailhook.dead_letters AS l WHERE l.event_inserted_at < $1::timestamptz ORDER BY l.event_inserted_at LIMIT 1), 'infinity'),
     coalesce((SELECT min(r.after_inserted_at) FROM mailhook.replays AS r WHERE r.state = 'running' AND r.source = 'all'), 'infinity'),
     $1::timestamptz) AS oldest_at
 ),
 dropped AS (
   DELETE FROM mailhook.events_default AS e
-  WHERE (e.inserted_at, e.id) <= (
-    SELECT oldest.inserted_at, oldest.id
-    FROM (
-      SELECT x.inserted_at, x.id FROM mailhook.events_default AS x
-      WHERE x.inserted_at < (SELECT n.oldest_at FROM needed AS n)
-      ORDER BY x.inserted_at, x.id
-      LIMIT $2::int
-    ) AS oldest
-    ORDER BY oldest.inserted_at DESC, oldest.id DESC
-    LIMIT 1)
+  WHERE (e).ctid = ANY (ARRAY(
+    SELECT (x).ctid FROM mailhook.events_default AS x
+    WHERE x.inserted_at < (SELECT n.oldest_at FROM needed AS n)
+    ORDER BY x.inserted_at, x.id
+    LIMIT $2::int))
   RETURNING e.inserted_at, e.account_id, e.event_type, e.campaign_id, e.sending_domain, e.recipient, e.duplicate_of
 ),
 counted AS (
@@ -150,7 +140,8 @@ type DropDefaultEventsParams struct {
 
 // DropDefaultEvents counts and removes events before a time that lie in the DEFAULT partition, at most @max_rows a call,
 // from the oldest on to the first one that an unfinished delivery, a kept dead letter or a running replay needs. Call it
-// with the partition locked: who makes a delivery of a logged event reads it in the same transaction.
+// with the partition locked: who makes a delivery of a logged event reads it in the same transaction. By ctid: see
+// DropDedupeKeys.
 // The same as in mailhook.count_day.
 func (q *Queries) DropDefaultEvents(ctx context.Context, arg DropDefaultEventsParams) (int64, error) {
 	row := q.db.QueryRow(ctx, dropDefaultEvents, arg.Before, arg.MaxRows)
@@ -190,8 +181,16 @@ WITH RECURSIVE looked AS (
   FROM looked AS l
   CROSS JOIN LATERAL (
     SELECT (CASE $2::text
-      WHEN 'events' THEN (SELECT min(e.inserted_at) FROM mailhook.events_default AS e WHERE e.inserted_at >= l.since AND e.inserted_at < $3::timestamptz)
-      ELSE (SELECT min(a.started_at) FROM mailhook.attempts_default AS a WHERE a.started_at >= l.since AND a.started_at < $3::timestamptz)
+      WHEN 'events' THEN (
+        SELECT e.inserted_at FROM mailhook.events_default AS e
+        WHERE e.inserted_at >= l.since AND e.inserted_at < $3::timestamptz
+        ORDER BY e.inserted_at
+        LIMIT 1)
+      ELSE (
+        SELECT a.started_at FROM mailhook.attempts_default AS a
+        WHERE a.started_at >= l.since AND a.started_at < $3::timestamptz
+        ORDER BY a.started_at
+        LIMIT 1)
     END) AS found
     OFFSET 0
   ) AS n

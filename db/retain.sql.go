@@ -109,14 +109,12 @@ func (q *Queries) DropExpiredSecrets(ctx context.Context, maxRows int32) (int64,
 
 const dropQuarantine = `-- name: DropQuarantine :execrows
 DELETE FROM mailhook.quarantine AS q
-WHERE q.quarantined_at <= (
-  SELECT max(oldest.quarantined_at)
-  FROM (
-    SELECT x.quarantined_at FROM mailhook.quarantine AS x
-    WHERE x.quarantined_at < statement_timestamp() - $1::interval
-    ORDER BY x.quarantined_at
-    LIMIT $2::int
-  ) AS oldest)
+WHERE (q).ctid = ANY (ARRAY(
+  SELECT (x).ctid FROM mailhook.quarantine AS x
+  WHERE x.quarantined_at < statement_timestamp() - $1::interval
+  ORDER BY x.quarantined_at
+  LIMIT $2::int
+  FOR UPDATE SKIP LOCKED))
 `
 
 type DropQuarantineParams struct {
@@ -124,7 +122,7 @@ type DropQuarantineParams struct {
 	MaxRows int32
 }
 
-// DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call, or more of the same moment.
+// DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call. By ctid: see DropDedupeKeys.
 func (q *Queries) DropQuarantine(ctx context.Context, arg DropQuarantineParams) (int64, error) {
 	result, err := q.db.Exec(ctx, dropQuarantine, arg.MaxAge, arg.MaxRows)
 	if err != nil {

@@ -18,17 +18,15 @@ WHERE l.id = ANY (ARRAY(
   LIMIT @max_rows::int
   FOR UPDATE SKIP LOCKED));
 
--- DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call, or more of the same moment.
+-- DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call. By ctid: see DropDedupeKeys.
 -- name: DropQuarantine :execrows
 DELETE FROM mailhook.quarantine AS q
-WHERE q.quarantined_at <= (
-  SELECT max(oldest.quarantined_at)
-  FROM (
-    SELECT x.quarantined_at FROM mailhook.quarantine AS x
-    WHERE x.quarantined_at < statement_timestamp() - @max_age::interval
-    ORDER BY x.quarantined_at
-    LIMIT @max_rows::int
-  ) AS oldest);
+WHERE (q).ctid = ANY (ARRAY(
+  SELECT (x).ctid FROM mailhook.quarantine AS x
+  WHERE x.quarantined_at < statement_timestamp() - @max_age::interval
+  ORDER BY x.quarantined_at
+  LIMIT @max_rows::int
+  FOR UPDATE SKIP LOCKED));
 
 -- DropDedupeKeys removes keys older than the window, at most @max_rows a call, past those that a dispatch takes over at
 -- this moment: it locks by key, this by age. By ctid, which the lock keeps where it is: by key, a planner may read all of
