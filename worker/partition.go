@@ -18,8 +18,8 @@ const (
 	daysAhead = 3
 	// daysAlarm is how many days ahead are too few: something has kept the next ones from being made since yesterday.
 	daysAlarm = 2
-	// countSlice is how many events one statement counts: about a second, so that no snapshot is held for long.
-	countSlice = 50_000
+	// countSlice is how many events one statement counts: a second or two where each is a group of its own.
+	countSlice = 20_000
 	// countProgress is after how many events the log says how far a count is.
 	countProgress = 1_000_000
 )
