@@ -225,8 +225,8 @@ func (w *Worker) alarm(ctx context.Context) error {
 		}
 		for _, o := range overdue {
 			log := w.cfg.Log.Info
-			if o.Reason == "waiting" || o.Reason == "counting" {
-				log = w.cfg.Log.Error // they should be gone by now
+			if o.Reason == "waiting" {
+				log = w.cfg.Log.Error // this run should have detached or dropped them
 			}
 			log("days are kept beyond their retention", "table", o.Parent, "reason", o.Reason, "days", o.Days, "oldest_day", o.OldestDay.Time.Format(time.DateOnly))
 		}
