@@ -10,49 +10,13 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgtype"
 )
-
-const countDefaultRows = `-- name: CountDefaultRows :one
-SELECT (SELECT count(*) FROM (SELECT FROM mailhook.events_default LIMIT 1000) AS e)::bigint AS events,
-  (SELECT count(*) FROM (SELECT FROM mailhook.attempts_default LIMIT 1000) AS a)::bigint AS attempts
-`
-
-type CountDefaultRowsRow struct {
-	Events   int64
-	Attempts int64
-}
-
-// CountDefaultRows says how many rows lie in the DEFAULT partitions, up to 1,000 each: more than none is an alarm.
-func (q *Queries) CountDefaultRows(ctx context.Context) (CountDefaultRowsRow, error) {
-	row := q.db.QueryRow(ctx, countDefaultRows)
-	var i CountDefaultRowsRow
-	err := row.Scan(&i.Events, &i.Attempts)
-	return i, err
-}
-
-const createPartition = `-- name: CreatePartition :one
-SELECT mailhook.create_partition($1::text, $2::date)::boolean
-`
-
-type CreatePartitionParams struct {
-	Parent string
-	Day    pgtype.Date
-}
-
-// CreatePartition makes the partition of a day; false where it exists.
-func (q *Queries) CreatePartition(ctx context.Context, arg CreatePartitionParams) (bool, error) {
-	row := q.db.QueryRow(ctx, createPartition, arg.Parent, arg.Day)
-	var column_1 bool
-	err := row.Scan(&column_1)
-	return column_1, err
-}
 
 const dropDeadLetters = `-- name: DropDeadLetters :execrows
 DELETE FROM mailhook.dead_letters AS l
 WHERE l.id = ANY (ARRAY(
   SELECT x.id FROM mailhook.dead_letters AS x
-  WHERE x.ended_at < clock_timestamp() - $1::interval
+  WHERE x.ended_at < statement_timestamp() - $1::interval
   ORDER BY x.ended_at
   LIMIT $2::int
   FOR UPDATE SKIP LOCKED))
@@ -74,15 +38,17 @@ func (q *Queries) DropDeadLetters(ctx context.Context, arg DropDeadLettersParams
 
 const dropDedupeKeys = `-- name: DropDedupeKeys :execrows
 DELETE FROM mailhook.dedupe_keys AS k
-WHERE (k.account_id, k.dedupe_key) IN (
-  SELECT x.account_id, x.dedupe_key FROM mailhook.dedupe_keys AS x
-  WHERE x.seen_at < clock_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i)
+WHERE (k).ctid = ANY (ARRAY(
+  SELECT (x).ctid FROM mailhook.dedupe_keys AS x
+  WHERE x.seen_at < statement_timestamp() - (SELECT i.dedupe_window FROM mailhook.installation AS i WHERE i.singleton)
   ORDER BY x.seen_at
   LIMIT $1::int
-  FOR UPDATE SKIP LOCKED)
+  FOR UPDATE SKIP LOCKED))
 `
 
-// DropDedupeKeys removes keys older than the window, at most @max_rows a call.
+// DropDedupeKeys removes keys older than the window, at most @max_rows a call, past those that a dispatch takes over at
+// this moment: it locks by key, this by age. By ctid, which the lock keeps where it is: by key, a planner may read all of
+// the table. In brackets, for sqlc to look away.
 func (q *Queries) DropDedupeKeys(ctx context.Context, maxRows int32) (int64, error) {
 	result, err := q.db.Exec(ctx, dropDedupeKeys, maxRows)
 	if err != nil {
@@ -91,60 +57,31 @@ func (q *Queries) DropDedupeKeys(ctx context.Context, maxRows int32) (int64, err
 	return result.RowsAffected(), nil
 }
 
-const dropDefaultAttempts = `-- name: DropDefaultAttempts :execrows
-DELETE FROM mailhook.attempts_default AS a
-WHERE (a.started_at, a.id) IN (
-  SELECT x.started_at, x.id FROM mailhook.attempts_default AS x
-  WHERE x.started_at < $1::timestamptz
-  ORDER BY x.started_at
-  LIMIT $2::int)
-`
-
-type DropDefaultAttemptsParams struct {
-	Before  time.Time
-	MaxRows int32
-}
-
-// DropDefaultAttempts removes attempts before a time that lie in the DEFAULT partition, at most @max_rows a call.
-func (q *Queries) DropDefaultAttempts(ctx context.Context, arg DropDefaultAttemptsParams) (int64, error) {
-	result, err := q.db.Exec(ctx, dropDefaultAttempts, arg.Before, arg.MaxRows)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
-}
-
-const dropDefaultEvents = `-- name: DropDefaultEvents :execrows
-DELETE FROM mailhook.events_default AS e
-WHERE (e.inserted_at, e.id) IN (
-  SELECT x.inserted_at, x.id FROM mailhook.events_default AS x
-  WHERE x.inserted_at < $1::timestamptz
-  ORDER BY x.inserted_at
-  LIMIT $2::int)
-`
-
-type DropDefaultEventsParams struct {
-	Before  time.Time
-	MaxRows int32
-}
-
-// DropDefaultEvents removes events before a time that lie in the DEFAULT partition, at most @max_rows a call.
-func (q *Queries) DropDefaultEvents(ctx context.Context, arg DropDefaultEventsParams) (int64, error) {
-	result, err := q.db.Exec(ctx, dropDefaultEvents, arg.Before, arg.MaxRows)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
-}
-
 const dropDeletedSubscriptions = `-- name: DropDeletedSubscriptions :execrows
-DELETE FROM mailhook.subscriptions WHERE deleted_at < clock_timestamp() - $1::interval
+WITH picked AS MATERIALIZED (
+  SELECT s.id FROM mailhook.subscriptions AS s
+  WHERE s.deleted_at < statement_timestamp() - $1::interval
+  ORDER BY s.deleted_at
+  LIMIT $2::int
+  FOR UPDATE SKIP LOCKED
+),
+forgotten AS (
+  DELETE FROM mailhook.subscription_health AS h
+  WHERE h.subscription_id = ANY (ARRAY(SELECT p.id FROM picked AS p))
+)
+DELETE FROM mailhook.subscriptions AS s
+WHERE s.id = ANY (ARRAY(SELECT p.id FROM picked AS p))
 `
 
-// DropDeletedSubscriptions removes the last trace of subscriptions deleted longer ago than @max_age: by then their
-// attempts have been dropped too.
-func (q *Queries) DropDeletedSubscriptions(ctx context.Context, maxAge time.Duration) (int64, error) {
-	result, err := q.db.Exec(ctx, dropDeletedSubscriptions, maxAge)
+type DropDeletedSubscriptionsParams struct {
+	MaxAge  time.Duration
+	MaxRows int32
+}
+
+// DropDeletedSubscriptions removes the last trace of subscriptions deleted longer ago than @max_age, at most @max_rows a
+// call: by then their attempts have been dropped too. An attempt that was under way at the deletion has left its health.
+func (q *Queries) DropDeletedSubscriptions(ctx context.Context, arg DropDeletedSubscriptionsParams) (int64, error) {
+	result, err := q.db.Exec(ctx, dropDeletedSubscriptions, arg.MaxAge, arg.MaxRows)
 	if err != nil {
 		return 0, err
 	}
@@ -152,12 +89,18 @@ func (q *Queries) DropDeletedSubscriptions(ctx context.Context, maxAge time.Dura
 }
 
 const dropExpiredSecrets = `-- name: DropExpiredSecrets :execrows
-DELETE FROM mailhook.subscription_secrets WHERE expires_at < clock_timestamp()
+DELETE FROM mailhook.subscription_secrets AS s
+WHERE s.id = ANY (ARRAY(
+  SELECT x.id FROM mailhook.subscription_secrets AS x
+  WHERE x.expires_at < statement_timestamp()
+  ORDER BY x.expires_at
+  LIMIT $1::int
+  FOR UPDATE SKIP LOCKED))
 `
 
-// DropExpiredSecrets removes secrets whose grace has ended.
-func (q *Queries) DropExpiredSecrets(ctx context.Context) (int64, error) {
-	result, err := q.db.Exec(ctx, dropExpiredSecrets)
+// DropExpiredSecrets removes secrets whose grace has ended, at most @max_rows a call.
+func (q *Queries) DropExpiredSecrets(ctx context.Context, maxRows int32) (int64, error) {
+	result, err := q.db.Exec(ctx, dropExpiredSecrets, maxRows)
 	if err != nil {
 		return 0, err
 	}
@@ -166,11 +109,12 @@ func (q *Queries) DropExpiredSecrets(ctx context.Context) (int64, error) {
 
 const dropQuarantine = `-- name: DropQuarantine :execrows
 DELETE FROM mailhook.quarantine AS q
-WHERE (q.inserted_at, q.id) IN (
-  SELECT x.inserted_at, x.id FROM mailhook.quarantine AS x
-  WHERE x.quarantined_at < clock_timestamp() - $1::interval
+WHERE (q).ctid = ANY (ARRAY(
+  SELECT (x).ctid FROM mailhook.quarantine AS x
+  WHERE x.quarantined_at < statement_timestamp() - $1::interval
   ORDER BY x.quarantined_at
-  LIMIT $2::int)
+  LIMIT $2::int
+  FOR UPDATE SKIP LOCKED))
 `
 
 type DropQuarantineParams struct {
@@ -178,7 +122,7 @@ type DropQuarantineParams struct {
 	MaxRows int32
 }
 
-// DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call.
+// DropQuarantine removes quarantined events older than @max_age, at most @max_rows a call. By ctid: see DropDedupeKeys.
 func (q *Queries) DropQuarantine(ctx context.Context, arg DropQuarantineParams) (int64, error) {
 	result, err := q.db.Exec(ctx, dropQuarantine, arg.MaxAge, arg.MaxRows)
 	if err != nil {
@@ -187,13 +131,43 @@ func (q *Queries) DropQuarantine(ctx context.Context, arg DropQuarantineParams) 
 	return result.RowsAffected(), nil
 }
 
-const dropTestDeliveries = `-- name: DropTestDeliveries :execrows
-DELETE FROM mailhook.test_deliveries WHERE created_at < clock_timestamp() - interval '1 hour'
+const dropReplays = `-- name: DropReplays :execrows
+DELETE FROM mailhook.replays AS r
+WHERE r.id = ANY (ARRAY(
+  SELECT x.id FROM mailhook.replays AS x
+  WHERE x.state <> 'running' AND x.advanced_at < statement_timestamp() - $1::interval
+  ORDER BY x.advanced_at
+  LIMIT $2::int
+  FOR UPDATE SKIP LOCKED))
 `
 
-// DropTestDeliveries removes test sends of more than an hour ago.
-func (q *Queries) DropTestDeliveries(ctx context.Context) (int64, error) {
-	result, err := q.db.Exec(ctx, dropTestDeliveries)
+type DropReplaysParams struct {
+	MaxAge  time.Duration
+	MaxRows int32
+}
+
+// DropReplays removes replays that ended longer ago than @max_age, at most @max_rows a call.
+func (q *Queries) DropReplays(ctx context.Context, arg DropReplaysParams) (int64, error) {
+	result, err := q.db.Exec(ctx, dropReplays, arg.MaxAge, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const dropTestDeliveries = `-- name: DropTestDeliveries :execrows
+DELETE FROM mailhook.test_deliveries AS t
+WHERE t.id = ANY (ARRAY(
+  SELECT x.id FROM mailhook.test_deliveries AS x
+  WHERE x.created_at < statement_timestamp() - interval '1 hour'
+  ORDER BY x.created_at, x.id
+  LIMIT $1::int
+  FOR UPDATE SKIP LOCKED))
+`
+
+// DropTestDeliveries removes test sends of more than an hour ago, at most @max_rows a call.
+func (q *Queries) DropTestDeliveries(ctx context.Context, maxRows int32) (int64, error) {
+	result, err := q.db.Exec(ctx, dropTestDeliveries, maxRows)
 	if err != nil {
 		return 0, err
 	}
@@ -206,7 +180,7 @@ VALUES ($1::text, $2::uuid, clock_timestamp() + make_interval(secs => $3::double
 ON CONFLICT (task) DO UPDATE
 SET leased_by = excluded.leased_by, expires_at = excluded.expires_at
 WHERE t.expires_at < clock_timestamp() OR t.leased_by = excluded.leased_by
-RETURNING t.task
+RETURNING clock_timestamp()::timestamptz AS now
 `
 
 type LeaseTaskParams struct {
@@ -215,57 +189,11 @@ type LeaseTaskParams struct {
 	Seconds  float64
 }
 
-// LeaseTask takes a maintenance task for @seconds, or answers no row: another worker does it.
-func (q *Queries) LeaseTask(ctx context.Context, arg LeaseTaskParams) (string, error) {
+// LeaseTask takes a maintenance task for @seconds and answers the time of the database, by which the task decides; no row:
+// another worker does it.
+func (q *Queries) LeaseTask(ctx context.Context, arg LeaseTaskParams) (time.Time, error) {
 	row := q.db.QueryRow(ctx, leaseTask, arg.Task, arg.WorkerID, arg.Seconds)
-	var task string
-	err := row.Scan(&task)
-	return task, err
-}
-
-const listPartitions = `-- name: ListPartitions :many
-SELECT c.relname::text AS name
-FROM pg_catalog.pg_inherits AS i
-JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
-WHERE i.inhparent = ('mailhook.' || $1::text)::regclass
-  AND c.relname ~ '_[0-9]{8}$'
-ORDER BY c.relname
-`
-
-// ListPartitions names the day partitions of a parent, oldest first. The DEFAULT partition is not one of them.
-func (q *Queries) ListPartitions(ctx context.Context, parent string) ([]string, error) {
-	rows, err := q.db.Query(ctx, listPartitions, parent)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []string{}
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
-		}
-		items = append(items, name)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const oldestNeededEvent = `-- name: OldestNeededEvent :one
-SELECT least(
-  coalesce((SELECT min(d.event_inserted_at) FROM mailhook.deliveries AS d), 'infinity'),
-  coalesce((SELECT min(l.event_inserted_at) FROM mailhook.dead_letters AS l), 'infinity'),
-  coalesce((SELECT o.inserted_at FROM mailhook.outbox AS o ORDER BY o.id LIMIT 1), 'infinity'),
-  clock_timestamp())::timestamptz AS oldest
-`
-
-// OldestNeededEvent is the inserted_at of the oldest event that an unfinished delivery, a kept dead letter or a row of the
-// outbox needs; now where none does.
-func (q *Queries) OldestNeededEvent(ctx context.Context) (time.Time, error) {
-	row := q.db.QueryRow(ctx, oldestNeededEvent)
-	var oldest time.Time
-	err := row.Scan(&oldest)
-	return oldest, err
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
 }

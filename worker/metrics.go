@@ -29,10 +29,9 @@ type metrics struct {
 	staleOutcomes     prometheus.Counter
 	workersRescued    prometheus.Counter
 	databaseErrors    *prometheus.CounterVec
-	defaultRows       prometheus.Gauge
 }
 
-func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases) *metrics {
+func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep Retention) *metrics {
 	m := &metrics{registry: registry}
 	counter := func(name, help string) prometheus.Counter {
 		return add(m, prometheus.NewCounter(prometheus.CounterOpts{Namespace: "mailhook", Name: name, Help: help}))
@@ -59,11 +58,10 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases) *metri
 	m.workersRescued = counter("workers_rescued_total", "Workers taken for dead by this one.")
 	m.databaseErrors = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "database_errors_total",
 		Help: "Failed database calls, by call."}, []string{"call"}))
-	m.defaultRows = add(m, prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "mailhook", Name: "default_partition_rows",
-		Help: "Rows in a DEFAULT partition, counted up to 1,000 a table. More than none: partitions are missing."}))
 	add(m, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "mailhook", Name: "leased_deliveries", Help: "Deliveries that this worker holds."},
 		func() float64 { return float64(l.held()) }))
 	add(m, &stateCollector{q})
+	add(m, &partitionCollector{q, keep})
 	return m
 }
 
@@ -159,5 +157,61 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 		"quarantined_events": float64(s.Quarantined), "emit_failures": float64(s.EmitFailures), "delivery_enabled": enabled,
 	} {
 		out <- prometheus.MustNewConstMetric(descs[name], prometheus.GaugeValue, value)
+	}
+}
+
+// partitionCollector asks the database at each scrape how the partitions stand: every worker answers the same, and no
+// answer is old because retention does not run.
+type partitionCollector struct {
+	q    *db.Queries
+	keep Retention
+}
+
+func partitionDescs() (ahead, overdue, inDefault *prometheus.Desc) {
+	return prometheus.NewDesc("mailhook_partition_days_ahead",
+			"Whole days after today that have partitions, up to the first without one, at most 30; -1: today has none.", []string{"table"}, nil),
+		prometheus.NewDesc("mailhook_partitions_overdue",
+			"Days kept beyond their retention, by what keeps them: delivery, dead_letter, replay; counting; waiting (for the next run of retention).",
+			[]string{"table", "reason"}, nil),
+		prometheus.NewDesc("mailhook_default_partition_rows", "Rows in a DEFAULT partition, counted up to 1,000 a table. More than none: partitions are missing.", nil, nil)
+}
+
+func (c *partitionCollector) Describe(out chan<- *prometheus.Desc) {
+	ahead, overdue, inDefault := partitionDescs()
+	out <- ahead
+	out <- overdue
+	out <- inDefault
+}
+
+func (c *partitionCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	aheadDesc, overdueDesc, defaultDesc := partitionDescs()
+	ahead, err := c.q.ListPartitionsAhead(ctx)
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(aheadDesc, err)
+		return
+	}
+	for _, p := range ahead {
+		out <- prometheus.MustNewConstMetric(aheadDesc, prometheus.GaugeValue, float64(p.Days), p.Parent)
+	}
+	rows, err := c.q.CountDefaultRows(ctx)
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(defaultDesc, err)
+		return
+	}
+	out <- prometheus.MustNewConstMetric(defaultDesc, prometheus.GaugeValue, float64(rows.Events+rows.Attempts))
+	overdue, err := c.q.ListOverdueDays(ctx, overdueParams(c.keep))
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(overdueDesc, err)
+		return
+	}
+	days := map[[2]string]int64{{"events", "delivery"}: 0, {"events", "dead_letter"}: 0, {"events", "replay"}: 0, {"events", "counting"}: 0,
+		{"events", "waiting"}: 0, {"attempts", "waiting"}: 0}
+	for _, row := range overdue {
+		days[[2]string{row.Parent, row.Reason}] = row.Days
+	}
+	for labels, n := range days {
+		out <- prometheus.MustNewConstMetric(overdueDesc, prometheus.GaugeValue, float64(n), labels[:]...)
 	}
 }

@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		due:      make(chan struct{}, 1),
 	}
 	w.state.changed = make(chan struct{}, 1)
-	w.metrics = newMetrics(cfg.Registry, w.q, w.leases)
+	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
 	w.cache = newSubscriptionCache(w.urgentQ, cfg.Keyring)
 	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
 		w.Close()

@@ -7,16 +7,23 @@ AS $$
 DECLARE
   partition text := format('%s_%s', parent, to_char(day, 'YYYYMMDD'));
   key_column text := CASE parent WHEN 'events' THEN 'inserted_at' WHEN 'attempts' THEN 'started_at' END;
+  move text;
 BEGIN
   IF to_regclass(format('mailhook.%I', partition)) IS NOT NULL THEN
     RETURN false;
   END IF;
   -- LIKE, then ATTACH: CREATE TABLE … PARTITION OF would lock the parent against every insert.
-  EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL)', partition, parent);
-  EXECUTE format('LOCK TABLE mailhook.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
-  -- What came before its partition lies in DEFAULT, which must have none of the day's rows.
-  EXECUTE format('WITH moved AS (DELETE FROM mailhook.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO mailhook.%I SELECT * FROM moved',
+  -- LIKE takes no storage parameters along. Rows come and stay: vacuumed by number and frozen at once, so that neither an
+  -- old partition nor a host that spends its transaction ids fast has them all read again.
+  EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL) WITH (autovacuum_freeze_min_age = 0, '
+    'autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 200000)', partition, parent);
+  -- What came before its partition lies in DEFAULT, which must have none of the day's rows. They are moved before the
+  -- lock, as there may be many, and those that came meanwhile under it. Readers see them all the while.
+  move := format('WITH moved AS (DELETE FROM mailhook.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO mailhook.%I SELECT * FROM moved',
     parent || '_default', key_column, day::timestamptz, key_column, (day + 1)::timestamptz, partition);
+  EXECUTE move;
+  EXECUTE format('LOCK TABLE mailhook.%I IN ACCESS EXCLUSIVE MODE', parent || '_default');
+  EXECUTE move;
   EXECUTE format('ALTER TABLE mailhook.%I ATTACH PARTITION mailhook.%I FOR VALUES FROM (%L) TO (%L)',
     parent, partition, day::timestamptz, (day + 1)::timestamptz);
   RETURN true;
@@ -63,6 +70,11 @@ CREATE TABLE mailhook.dedupe_keys (
   event_id          bigint NOT NULL,
   seen_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT dedupe_keys_account_id_dedupe_key_pkey PRIMARY KEY (account_id, dedupe_key)
+) WITH (
+  -- Each row goes after the window: dead rows by number, not by share of a large table.
+  autovacuum_vacuum_scale_factor = 0.0,
+  autovacuum_vacuum_threshold = 20000,
+  vacuum_truncate = off
 );
 CREATE INDEX dedupe_keys_seen_at_idx ON mailhook.dedupe_keys (seen_at);
 COMMENT ON TABLE mailhook.dedupe_keys IS 'The dedupe keys seen within the window, written by dispatch in key order. A table of its own: a unique key on outbox would make host transactions wait for each other.';

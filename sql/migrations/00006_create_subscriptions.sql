@@ -42,6 +42,7 @@ CREATE TABLE mailhook.subscriptions (
 CREATE INDEX subscriptions_account_id_id_idx ON mailhook.subscriptions (account_id, id);
 -- Workers ask twice a second what has changed.
 CREATE INDEX subscriptions_updated_at_idx ON mailhook.subscriptions (updated_at);
+CREATE INDEX subscriptions_deleted_at_idx ON mailhook.subscriptions (deleted_at) WHERE deleted_at IS NOT NULL;
 
 COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
 COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
@@ -69,6 +70,7 @@ CREATE TABLE mailhook.subscription_secrets (
   CONSTRAINT subscription_secrets_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX subscription_secrets_subscription_id_idx ON mailhook.subscription_secrets (subscription_id);
+CREATE INDEX subscription_secrets_expires_at_idx ON mailhook.subscription_secrets (expires_at) WHERE expires_at IS NOT NULL;
 COMMENT ON TABLE mailhook.subscription_secrets IS 'Signing secrets, AES-256-GCM with the subscription id as associated data: the nonce, then the ciphertext. The newest signs; the others sign along until they expire. Wiped when the subscription is deleted.';
 COMMENT ON COLUMN mailhook.subscription_secrets.key_id IS 'Which master key sealed it.';
 COMMENT ON COLUMN mailhook.subscription_secrets.expires_at IS 'The end of the grace after a rotation; NULL while current.';

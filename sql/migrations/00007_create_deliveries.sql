@@ -85,6 +85,9 @@ CREATE TABLE mailhook.dead_letters (
   created_at        timestamptz NOT NULL,
   ended_at          timestamptz NOT NULL,
   CONSTRAINT dead_letters_id_pkey PRIMARY KEY (id)
+) WITH (
+  autovacuum_vacuum_scale_factor = 0.0,
+  autovacuum_vacuum_threshold = 20000
 );
 CREATE INDEX dead_letters_subscription_id_id_idx ON mailhook.dead_letters (subscription_id, id);
 CREATE INDEX dead_letters_ended_at_idx ON mailhook.dead_letters (ended_at);

@@ -18,7 +18,7 @@ CREATE TABLE mailhook.task_leases (
   leased_by  uuid NOT NULL,
   expires_at timestamptz NOT NULL,
   CONSTRAINT task_leases_task_pkey PRIMARY KEY (task)
-);
+) WITH (fillfactor = 50, vacuum_truncate = off);
 COMMENT ON TABLE mailhook.task_leases IS 'Which worker does a maintenance task for now. It saves work; correctness does not need it.';
 
 CREATE TABLE mailhook.test_deliveries (
@@ -35,6 +35,8 @@ CREATE TABLE mailhook.test_deliveries (
   CONSTRAINT test_deliveries_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX test_deliveries_created_at_idx ON mailhook.test_deliveries (created_at) WHERE leased_by IS NULL;
+-- For retention: those that were taken, too.
+CREATE INDEX test_deliveries_created_at_id_idx ON mailhook.test_deliveries (created_at, id);
 COMMENT ON TABLE mailhook.test_deliveries IS 'Test sends asked for through the API; a worker takes them ahead of all others. In a table of their own, so that health, limits, lists and aggregates never see them. Removed after an hour.';
 
 CREATE TABLE mailhook.replays (
@@ -59,7 +61,8 @@ CREATE TABLE mailhook.replays (
   CONSTRAINT replays_rate_per_second_check CHECK (rate_per_second > 0)
 );
 CREATE INDEX replays_id_idx ON mailhook.replays (id) WHERE state = 'running';
-COMMENT ON TABLE mailhook.replays IS 'Events to deliver once more to one subscription, at a bounded rate.';
+CREATE INDEX replays_advanced_at_idx ON mailhook.replays (advanced_at) WHERE state <> 'running';
+COMMENT ON TABLE mailhook.replays IS 'Events to deliver once more to one subscription, at a bounded rate. Ended ones go with the attempts of their time.';
 COMMENT ON COLUMN mailhook.replays.since IS 'Dispatch times, from here on.';
 COMMENT ON COLUMN mailhook.replays.until IS 'Dispatch times, before this one.';
 COMMENT ON COLUMN mailhook.replays.event_types IS 'Nodes of the type hierarchy; NULL is whatever the subscription names.';
