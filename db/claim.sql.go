@@ -15,17 +15,25 @@ import (
 const anyDue = `-- name: AnyDue :one
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
-  WHERE d.lease_id IS NULL AND d.next_attempt_at <= statement_timestamp()
-)::boolean
+  WHERE d.lease_id IS NULL
+    AND d.next_attempt_at > coalesce($1::timestamptz, '-infinity')
+    AND d.next_attempt_at <= statement_timestamp()
+)::boolean AS any_due,
+statement_timestamp()::timestamptz AS asked_at
 `
 
-// AnyDue says whether a waiting delivery is due: a look at one index entry, so that an idle worker's claim costs nothing.
-// Deliveries that are held answer true as well.
-func (q *Queries) AnyDue(ctx context.Context) (bool, error) {
-	row := q.db.QueryRow(ctx, anyDue)
-	var column_1 bool
-	err := row.Scan(&column_1)
-	return column_1, err
+type AnyDueRow struct {
+	AnyDue  bool
+	AskedAt time.Time
+}
+
+// AnyDue says whether a waiting delivery is due, or has come due after @since: a look at one index entry, so that an idle
+// worker's claim costs nothing. Deliveries that are held answer true as well.
+func (q *Queries) AnyDue(ctx context.Context, since *time.Time) (AnyDueRow, error) {
+	row := q.db.QueryRow(ctx, anyDue, since)
+	var i AnyDueRow
+	err := row.Scan(&i.AnyDue, &i.AskedAt)
+	return i, err
 }
 
 const claim = `-- name: Claim :many
@@ -33,10 +41,11 @@ WITH RECURSIVE walked AS (
   SELECT (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.subscription_id > $3::uuid
+    WHERE d.lease_id IS NULL AND d.subscription_id > $4::uuid
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
+  WHERE $1::timestamptz IS NULL
   UNION ALL
   SELECT (
     SELECT d.subscription_id
@@ -46,7 +55,23 @@ WITH RECURSIVE walked AS (
     LIMIT 1
   ), w.step + 1
   FROM walked AS w
-  WHERE w.subscription_id IS NOT NULL AND w.step < $2::int
+  WHERE w.subscription_id IS NOT NULL AND w.step < $3::int
+),
+recent AS MATERIALIZED (
+  SELECT d.subscription_id
+  FROM mailhook.deliveries AS d
+  WHERE $1::timestamptz IS NOT NULL
+    AND d.lease_id IS NULL
+    AND d.next_attempt_at > $1::timestamptz
+    AND d.next_attempt_at <= statement_timestamp()
+  ORDER BY d.next_attempt_at
+  LIMIT 2000
+),
+named AS MATERIALIZED (
+  SELECT w.subscription_id, w.step FROM walked AS w WHERE w.subscription_id IS NOT NULL
+  UNION ALL
+  SELECT r.subscription_id, row_number() OVER (ORDER BY r.subscription_id)::int
+  FROM (SELECT DISTINCT recent.subscription_id FROM recent) AS r
 ),
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
@@ -56,27 +81,27 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $4::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $5::boolean
+    WHERE $6::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
 open AS MATERIALIZED (
   SELECT w.subscription_id, w.step, s.timeout, h.opened_at, h.release_before,
     least(
-      $6::int,
+      $7::int,
       least(
         mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-          s.id, crew.workers, $4::uuid),
+          s.id, crew.workers, $5::uuid),
         mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
           - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-        ($7::jsonb ->> s.id::text)::int,
+        ($8::jsonb ->> s.id::text)::int,
         CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
-        - coalesce(($8::jsonb ->> s.id::text)::int, 0))::int AS room
-  FROM walked AS w
+        - coalesce(($9::jsonb ->> s.id::text)::int, 0))::int AS room
+  FROM named AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
   CROSS JOIN crew
   LEFT JOIN LATERAL (
@@ -102,7 +127,8 @@ gated AS MATERIALIZED (
         OR (y.opened_at IS NULL AND y.released_at <= statement_timestamp() - interval '100 milliseconds'))
     FOR UPDATE SKIP LOCKED
   ) AS l
-  WHERE o.room > 0
+  WHERE $1::timestamptz IS NULL
+    AND o.room > 0
     AND (o.opened_at IS NOT NULL OR o.release_before IS NOT NULL)
     AND (SELECT d.next_attempt_at
       FROM mailhook.deliveries AS d
@@ -113,13 +139,13 @@ gated AS MATERIALIZED (
 marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
-    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $9::uuid END,
+    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $10::uuid END,
     released_at = CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() END
   FROM gated AS g
   WHERE h.subscription_id = g.subscription_id
 ),
 spans AS MATERIALIZED (
-  SELECT o.subscription_id, o.step, '-infinity'::timestamptz AS due_after, statement_timestamp() AS due_by, o.room
+  SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room
   FROM open AS o
   WHERE o.opened_at IS NULL AND o.release_before IS NULL
   UNION ALL
@@ -131,7 +157,7 @@ spans AS MATERIALIZED (
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, o.release_before, statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0)
+  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0)
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
@@ -151,27 +177,34 @@ locked AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS due
   WHERE p.room > 0
-  LIMIT $1::int
+  LIMIT $2::int
 ),
 kept AS MATERIALIZED (
   SELECT sized.id, sized.step
   FROM (
     SELECT l.id, l.step,
       row_number() OVER (ORDER BY l.step, l.id) AS nth,
-      sum(coalesce(octet_length(e.data::text), 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
+      sum(coalesce(e.bytes, 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
     FROM locked AS l
-    LEFT JOIN mailhook.events AS e ON e.inserted_at = l.event_inserted_at AND e.id = l.event_id
+    -- OFFSET 0: probed; for a join the planner may read all events.
+    LEFT JOIN LATERAL (
+      SELECT octet_length(x.data::text) AS bytes
+      FROM mailhook.events AS x
+      WHERE x.inserted_at = l.event_inserted_at AND x.id = l.event_id
+      OFFSET 0
+    ) AS e ON true
   ) AS sized
-  WHERE sized.nth = 1 OR sized.bytes_so_far <= $10::bigint
+  WHERE sized.nth = 1 OR sized.bytes_so_far <= $11::bigint
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $4::uuid, lease_id = $9::uuid
+  SET leased_by = $5::uuid, lease_id = $10::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
+  statement_timestamp()::timestamptz AS claimed_at,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
@@ -192,21 +225,30 @@ SELECT resume.subscription_id AS resume_after,
 FROM (
   -- Where the slots or the bytes ran out, else where the steps ran out, else the zero id: start over.
   SELECT coalesce(
-    CASE WHEN (SELECT count(*) FROM locked) >= $1::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
+    CASE WHEN $1::timestamptz IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'
+      WHEN (SELECT count(*) FROM locked) >= $2::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
       THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(k.step) FROM kept AS k)) END,
-    (SELECT w.subscription_id FROM walked AS w WHERE w.step = $2::int),
+    (SELECT w.subscription_id FROM walked AS w WHERE w.step = $3::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
-  EXISTS (
+  (EXISTS (
     SELECT FROM open AS o
     WHERE o.opened_at IS NULL AND o.release_before IS NULL
       AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
-  )::boolean AS limited
+  ) OR (SELECT count(*) FROM recent) >= 2000
+    OR ($1::timestamptz IS NOT NULL
+      AND ((SELECT count(*) FROM locked) >= $2::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked))))::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
-LEFT JOIN mailhook.events AS e ON e.inserted_at = c.event_inserted_at AND e.id = c.event_id
+LEFT JOIN LATERAL (
+  SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.occurred_at, x.dispatched_at, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node, x.bridge, x.dedicated_ip, x.dedupe_key, x.duplicate_of, x.data
+  FROM mailhook.events AS x
+  WHERE x.inserted_at = c.event_inserted_at AND x.id = c.event_id
+  OFFSET 0
+) AS e ON true
 `
 
 type ClaimParams struct {
+	Since               *time.Time
 	FreeSlots           int32
 	MaxSteps            int32
 	AfterSubscriptionID uuid.UUID
@@ -222,6 +264,7 @@ type ClaimParams struct {
 type ClaimRow struct {
 	ResumeAfter     uuid.UUID
 	Limited         bool
+	ClaimedAt       time.Time
 	DeliveryID      *uuid.UUID
 	SubscriptionID  uuid.UUID
 	Attempt         int32
@@ -249,6 +292,10 @@ type ClaimRow struct {
 // It answers the deliveries with their events, where the next walk resumes, and whether a subscription had no more room:
 // one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
+// With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
+// while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
+// probes and releases to the next walk.
+//
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // Room as in dispatch.
@@ -258,6 +305,7 @@ type ClaimRow struct {
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
 func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error) {
 	rows, err := q.db.Query(ctx, claim,
+		arg.Since,
 		arg.FreeSlots,
 		arg.MaxSteps,
 		arg.AfterSubscriptionID,
@@ -279,6 +327,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		if err := rows.Scan(
 			&i.ResumeAfter,
 			&i.Limited,
+			&i.ClaimedAt,
 			&i.DeliveryID,
 			&i.SubscriptionID,
 			&i.Attempt,

@@ -17,35 +17,59 @@ const (
 	// claimPause lets more slots become free than the one that was, so that a claim is worth its round trip. It doubles
 	// while claims find nothing: the subscription that waits for room may be one whose endpoint is dead.
 	claimPause = 5 * time.Millisecond
+	// walkInterval is how often all that is due is walked through while nothing of it can be taken, and walkShare bounds what
+	// part of the time that takes: under a held snapshot a walk reads past every row that was claimed since.
+	walkInterval = 2 * time.Second
+	walkShare    = 20
+	// lateMargin is how much later than its time a row may be written and still be seen before the next walk.
+	lateMargin = time.Second
 )
 
-// A claimed is what a claim has to say beside its deliveries.
+// A claimer is the state of one worker's claim loop. It walks through all that is due until a walk finds nothing that it may
+// take; from then on it looks only at what has come due since, and walks again at times: for what was freed or resumed, and
+// for what was written late.
+type claimer struct {
+	w        *Worker
+	requests context.Context
+
+	since *time.Time // by the database's clock; nil: a walk
+	walk  struct {
+		resume uuid.UUID // where it goes on; the zero id is the beginning
+		began  time.Time // by the database's clock
+		found  bool      // something to take, or that there was no room for
+		took   time.Duration
+	}
+	walkedAt time.Time
+}
+
+// A claimed is what a claim has to say.
 type claimed struct {
 	deliveries int
 	// limited: a subscription had no more room, and may have more that is due.
 	limited bool
-	// resume is where the next walk begins; the zero id is the beginning.
-	resume uuid.UUID
+	// more: the walk is not at its end.
+	more bool
 }
 
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
+	c := &claimer{w: w, requests: requests}
 	var last claimed
 	rest := claimPause
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
 		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
+		last = claimed{}
 		if w.state.sending() && w.state.alive(time.Now()) == nil {
 			var err error
-			if last, err = w.claimOnce(ctx, requests, last.resume); err != nil {
+			if last, err = c.once(ctx); err != nil {
 				w.complain(ctx, "claim", err)
+				pause(ctx, w.cfg.ClaimInterval)
 			}
-		} else {
-			last = claimed{resume: last.resume}
 		}
-		if last.deliveries > 0 && last.resume != uuid.Nil {
-			continue // the walk goes on
+		if last.deliveries > 0 && last.more {
+			continue
 		}
 		if rest = min(2*rest, w.cfg.ClaimInterval); last.deliveries > 0 {
 			rest = claimPause
@@ -63,32 +87,69 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	}
 }
 
-// claimOnce takes one batch from where the last walk ended.
-func (w *Worker) claimOnce(ctx, requests context.Context, resume uuid.UUID) (result claimed, err error) {
-	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+// once takes one batch.
+func (c *claimer) once(ctx context.Context) (result claimed, err error) {
+	room := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
 	if room.claim <= 0 || room.bytes <= 0 {
-		return claimed{limited: true, resume: resume}, nil
+		return claimed{limited: true}, nil
 	}
+	if c.w.freed.Swap(false) || time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
+		c.walkAgain()
+	}
+	started := time.Now()
 	err = call(ctx, func(ctx context.Context) error {
-		if resume == uuid.Nil {
-			if any, err := w.q.AnyDue(ctx); err != nil || !any {
+		if c.walk.resume == uuid.Nil {
+			row, err := c.w.q.AnyDue(ctx, c.since)
+			if err != nil {
 				return err
 			}
+			if c.since == nil {
+				c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
+			}
+			if !row.AnyDue {
+				return nil
+			}
 		}
-		started := time.Now()
-		result, err = w.claimBatch(ctx, requests, room, resume)
-		w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
+		result, err = c.batch(ctx, room)
+		c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
 		return err
 	})
+	if err == nil {
+		c.learn(result, time.Since(started))
+	}
 	return result, err
 }
 
-func (w *Worker) claimBatch(ctx, requests context.Context, room room, resume uuid.UUID) (result claimed, err error) {
+// walkAgain begins a walk, unless one is under way.
+func (c *claimer) walkAgain() {
+	if c.since != nil {
+		c.since, c.walk.resume = nil, uuid.Nil
+	}
+}
+
+func (c *claimer) learn(result claimed, took time.Duration) {
+	if c.since != nil {
+		if result.limited {
+			c.walkAgain() // what it left behind is older by the next look
+		}
+		return
+	}
+	c.walk.took += took
+	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited
+	if !result.more && !c.walk.found {
+		since := c.walk.began.Add(-lateMargin)
+		c.since, c.walkedAt = &since, time.Now()
+	}
+}
+
+func (c *claimer) batch(ctx context.Context, room room) (result claimed, err error) {
+	w := c.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
-		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), MaxSteps: claimSteps, MaxOfEach: claimOfEach, AfterSubscriptionID: resume, //nolint:gosec // bounded
+		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
+		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), //nolint:gosec // bounded
 		IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
@@ -98,14 +159,14 @@ func (w *Worker) claimBatch(ctx, requests context.Context, room room, resume uui
 	}
 	deliveries := make([]*delivery, 0, len(rows))
 	for _, row := range rows {
-		result.resume, result.limited = row.ResumeAfter, row.Limited
+		c.walk.resume, result.limited = row.ResumeAfter, row.Limited
 		if row.DeliveryID != nil {
 			deliveries = append(deliveries, w.claimedDelivery(row, lease))
 		}
 	}
 	w.leases.got(lease, deliveries)
-	w.start(requests, deliveries)
-	result.deliveries = len(deliveries)
+	w.start(c.requests, deliveries)
+	result.deliveries, result.more = len(deliveries), c.walk.resume != uuid.Nil
 	return result, nil
 }
 

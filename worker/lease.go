@@ -201,6 +201,7 @@ func (w *Worker) returnForgotten(ctx context.Context) {
 		if err == nil && n > 0 {
 			w.metrics.leasesReturned.Add(float64(n))
 			w.cfg.Log.Warn("gave back leases whose reply was lost", "deliveries", n)
+			w.freed.Store(true)
 			signal(w.due)
 		}
 		return err

@@ -71,7 +71,7 @@ func TestClaimBoundsBytes(t *testing.T) {
 	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { <-release })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if _, err := w.claimOnce(ctx, ctx, uuid.Nil); err != nil {
+	if _, err := (&claimer{w: w, requests: ctx}).once(ctx); err != nil {
 		t.Fatal(err)
 	}
 	left := w.leases.room(0, c.MaxBodyBytes).bytes

@@ -143,6 +143,7 @@ func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
 	if err == nil && result.Removed > 0 {
 		w.metrics.workersRescued.Inc()
 		w.cfg.Log.Warn("rescued a dead worker's deliveries", "worker_id", row.ID, "deliveries", result.Freed)
+		w.freed.Store(true)
 		signal(w.due)
 	}
 	return err

@@ -50,6 +50,7 @@ type Worker struct {
 	events chan struct{} // a notification: look into the outbox
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
+	freed  atomic.Bool   // older ones were freed: claim by a walk
 	ready  atomic.Bool
 	// watching: hosts' notifications come to this worker.
 	watching atomic.Bool

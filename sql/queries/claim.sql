@@ -6,6 +6,10 @@
 -- It answers the deliveries with their events, where the next walk resumes, and whether a subscription had no more room:
 -- one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 --
+-- With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
+-- while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
+-- probes and releases to the next walk.
+--
 -- The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 -- name: Claim :many
 WITH RECURSIVE walked AS (
@@ -16,6 +20,7 @@ WITH RECURSIVE walked AS (
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
+  WHERE sqlc.narg('since')::timestamptz IS NULL
   UNION ALL
   SELECT (
     SELECT d.subscription_id
@@ -26,6 +31,22 @@ WITH RECURSIVE walked AS (
   ), w.step + 1
   FROM walked AS w
   WHERE w.subscription_id IS NOT NULL AND w.step < @max_steps::int
+),
+recent AS MATERIALIZED (
+  SELECT d.subscription_id
+  FROM mailhook.deliveries AS d
+  WHERE sqlc.narg('since')::timestamptz IS NOT NULL
+    AND d.lease_id IS NULL
+    AND d.next_attempt_at > sqlc.narg('since')::timestamptz
+    AND d.next_attempt_at <= statement_timestamp()
+  ORDER BY d.next_attempt_at
+  LIMIT 2000
+),
+named AS MATERIALIZED (
+  SELECT w.subscription_id, w.step FROM walked AS w WHERE w.subscription_id IS NOT NULL
+  UNION ALL
+  SELECT r.subscription_id, row_number() OVER (ORDER BY r.subscription_id)::int
+  FROM (SELECT DISTINCT recent.subscription_id FROM recent) AS r
 ),
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
@@ -57,7 +78,7 @@ open AS MATERIALIZED (
         (@limits::jsonb ->> s.id::text)::int,
         CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
         - coalesce((@in_flight::jsonb ->> s.id::text)::int, 0))::int AS room
-  FROM walked AS w
+  FROM named AS w
   JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
   CROSS JOIN crew
   LEFT JOIN LATERAL (
@@ -84,7 +105,8 @@ gated AS MATERIALIZED (
         OR (y.opened_at IS NULL AND y.released_at <= statement_timestamp() - interval '100 milliseconds'))
     FOR UPDATE SKIP LOCKED
   ) AS l
-  WHERE o.room > 0
+  WHERE sqlc.narg('since')::timestamptz IS NULL
+    AND o.room > 0
     AND (o.opened_at IS NOT NULL OR o.release_before IS NOT NULL)
     AND (SELECT d.next_attempt_at
       FROM mailhook.deliveries AS d
@@ -102,7 +124,7 @@ marked AS (
 ),
 -- What to take of each, by when it was due. An open circuit: the probe. A release: its part, and what came later.
 spans AS MATERIALIZED (
-  SELECT o.subscription_id, o.step, '-infinity'::timestamptz AS due_after, statement_timestamp() AS due_by, o.room
+  SELECT o.subscription_id, o.step, coalesce(sqlc.narg('since')::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room
   FROM open AS o
   WHERE o.opened_at IS NULL AND o.release_before IS NULL
   UNION ALL
@@ -114,7 +136,7 @@ spans AS MATERIALIZED (
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, o.release_before, statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0)
+  SELECT o.subscription_id, o.step, greatest(o.release_before, sqlc.narg('since')::timestamptz), statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0)
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
@@ -142,9 +164,15 @@ kept AS MATERIALIZED (
   FROM (
     SELECT l.id, l.step,
       row_number() OVER (ORDER BY l.step, l.id) AS nth,
-      sum(coalesce(octet_length(e.data::text), 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
+      sum(coalesce(e.bytes, 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
     FROM locked AS l
-    LEFT JOIN mailhook.events AS e ON e.inserted_at = l.event_inserted_at AND e.id = l.event_id
+    -- OFFSET 0: probed; for a join the planner may read all events.
+    LEFT JOIN LATERAL (
+      SELECT octet_length(x.data::text) AS bytes
+      FROM mailhook.events AS x
+      WHERE x.inserted_at = l.event_inserted_at AND x.id = l.event_id
+      OFFSET 0
+    ) AS e ON true
   ) AS sized
   WHERE sized.nth = 1 OR sized.bytes_so_far <= @max_bytes::bigint
 ),
@@ -157,6 +185,7 @@ claimed AS (
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
+  statement_timestamp()::timestamptz AS claimed_at,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
@@ -177,23 +206,34 @@ SELECT resume.subscription_id AS resume_after,
 FROM (
   -- Where the slots or the bytes ran out, else where the steps ran out, else the zero id: start over.
   SELECT coalesce(
-    CASE WHEN (SELECT count(*) FROM locked) >= @free_slots::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
+    CASE WHEN sqlc.narg('since')::timestamptz IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'
+      WHEN (SELECT count(*) FROM locked) >= @free_slots::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
       THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(k.step) FROM kept AS k)) END,
     (SELECT w.subscription_id FROM walked AS w WHERE w.step = @max_steps::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
-  EXISTS (
+  (EXISTS (
     SELECT FROM open AS o
     WHERE o.opened_at IS NULL AND o.release_before IS NULL
       AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
-  )::boolean AS limited
+  ) OR (SELECT count(*) FROM recent) >= 2000
+    OR (sqlc.narg('since')::timestamptz IS NOT NULL
+      AND ((SELECT count(*) FROM locked) >= @free_slots::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked))))::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
-LEFT JOIN mailhook.events AS e ON e.inserted_at = c.event_inserted_at AND e.id = c.event_id;
+LEFT JOIN LATERAL (
+  SELECT x.*
+  FROM mailhook.events AS x
+  WHERE x.inserted_at = c.event_inserted_at AND x.id = c.event_id
+  OFFSET 0
+) AS e ON true;
 
--- AnyDue says whether a waiting delivery is due: a look at one index entry, so that an idle worker's claim costs nothing.
--- Deliveries that are held answer true as well.
+-- AnyDue says whether a waiting delivery is due, or has come due after @since: a look at one index entry, so that an idle
+-- worker's claim costs nothing. Deliveries that are held answer true as well.
 -- name: AnyDue :one
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
-  WHERE d.lease_id IS NULL AND d.next_attempt_at <= statement_timestamp()
-)::boolean;
+  WHERE d.lease_id IS NULL
+    AND d.next_attempt_at > coalesce(sqlc.narg('since')::timestamptz, '-infinity')
+    AND d.next_attempt_at <= statement_timestamp()
+)::boolean AS any_due,
+statement_timestamp()::timestamptz AS asked_at;
