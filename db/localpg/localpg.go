@@ -80,11 +80,34 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 
 // URL returns the connection string of a database, for pgx and psql alike. The
 // databases of a new server are postgres, template0 and template1.
-func (s *Server) URL(database string) string {
+func (s *Server) URL(database string) string { return urlAt(s.Addr(), database) }
+
+// URLVia is URL through a proxy whose target is this server's Addr.
+func (s *Server) URLVia(p *Proxy, database string) string { return urlAt(p.Addr(), database) }
+
+// Addr is the host:port that the server listens on. Restart keeps it.
+func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
+// Name is the server's cluster_name. A standby replicates under this
+// application_name: write it, in double quotes, into synchronous_standby_names.
+func (s *Server) Name() string { return s.name }
+
+// Pid is the process id of the postmaster, which is another after Restart; 0
+// while the server is stopped.
+func (s *Server) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return 0
+	}
+	return s.proc.cmd.Process.Pid
+}
+
+func urlAt(addr, database string) string {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.User("postgres"),
-		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)),
+		Host:     addr,
 		Path:     database,
 		RawQuery: "sslmode=disable",
 	}
