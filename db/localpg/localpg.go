@@ -54,7 +54,8 @@ type Server struct {
 	settings map[string]string
 	log      *logTail
 	port     int
-	name     string // cluster_name: tells our server from another on the same port
+	name     string                      // cluster_name: tells our server from another on the same port
+	fill     func(context.Context) error // makes the empty dir a data directory
 
 	mu   sync.Mutex
 	proc *process // nil while stopped
@@ -72,6 +73,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
+	return s.begin(ctx)
+}
+
+func (s *Server) begin(ctx context.Context) (*Server, error) {
 	if err := s.firstStart(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start postgres: %w", err), s.discard())
 	}
@@ -174,6 +179,7 @@ func newServer(o Options) (*Server, error) {
 		bin: bin, account: who, settings: o.Settings, log: &logTail{next: o.Log},
 		name: "localpg-" + rand.Text(),
 	}
+	s.fill = s.initdb
 	if s.temp = o.Dir == ""; s.temp {
 		s.dir, err = who.tempDir()
 	} else {
@@ -255,13 +261,11 @@ func (s *Server) awaitReady(ctx context.Context, proc *process) error {
 func (s *Server) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(ctx) }()
 	var name string
-	if err := conn.QueryRow(ctx, "SHOW cluster_name").Scan(&name); err != nil {
+	err := s.query(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, "SHOW cluster_name").Scan(&name)
+	})
+	if err != nil {
 		return err
 	}
 	if name != s.name {
