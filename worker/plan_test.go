@@ -93,7 +93,7 @@ func TestPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer generic.Close()
-			g := &genericExplainer{explainer{Pool: generic}}
+			g := &genericExplainer{explainer{Pool: generic.Pool}}
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
 			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
@@ -116,7 +116,7 @@ func TestPlans(t *testing.T) {
 			forbid(t, "record", g.plan, "deliveries", "subscriptions", "subscription_health")
 			probes(t, "record", g.plan)
 
-			e := &explainer{Pool: pool}
+			e := &explainer{Pool: pool.Pool}
 			if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, WorkerCount: 1, InFlight: inFlight}); err != nil {
 				t.Fatal(err)
 			}
