@@ -22,14 +22,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
-
-// startLimit bounds one start when the caller's context does not. Starting
-// takes 0.1 s on an empty cluster; recovery after a crash may take longer.
-const startLimit = time.Minute
 
 // Options says what Start builds. The zero value is a throwaway server.
 type Options struct {
@@ -217,7 +212,7 @@ func (s *Server) launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.awaitReady(ctx, proc); err != nil {
+	if err := awaitReady(ctx, proc, s.ping); err != nil {
 		endErr := proc.end(syscall.SIGQUIT)
 		return errors.Join(s.log.describe(err), endErr)
 	}
@@ -238,29 +233,8 @@ func (s *Server) arguments() []string {
 		"-c", "cluster_name="+s.name)
 }
 
-// awaitReady asks until the server answers, its process ends or ctx does.
-func (s *Server) awaitReady(ctx context.Context, proc *process) error {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		err := s.ping(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-proc.exited:
-			return fmt.Errorf("server ended while starting: %v", proc.cmd.ProcessState)
-		case <-ctx.Done():
-			return fmt.Errorf("server not ready: %w (last answer: %w)", ctx.Err(), err)
-		case <-time.After(wait):
-		}
-	}
-}
-
 // ping succeeds when our server answers, and not another one that won the port.
 func (s *Server) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
 	var name string
 	err := s.query(ctx, func(conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, "SHOW cluster_name").Scan(&name)
