@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -25,6 +26,8 @@ const (
 	closeTimeout = 2 * time.Second
 	// resetInterval is how often a pool drops all of its connections at most.
 	resetInterval = time.Second
+	// dialsPerSecond is how often a pool that finds no server, or no free place on one, tries.
+	dialsPerSecond = 5
 	// openTimeout bounds Open.
 	openTimeout = 30 * time.Second
 )
@@ -79,6 +82,8 @@ func open(ctx context.Context, url string, role Role, begin string) (*Pool, erro
 		// Statements without names: a prepared one stays behind in a session that is not ours.
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
+	dials := rate.NewLimiter(dialsPerSecond, int(role.MaxConns))
+	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error { return dials.Wait(ctx) }
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		// Without it every uuid goes through its text.
 		pgxuuid.Register(conn.TypeMap())
@@ -143,7 +148,7 @@ func (r Role) prepare(config *pgx.ConnConfig) {
 		}
 		return conn, conn.SetDeadline(time.Now().Add(config.ConnectTimeout))
 	}
-	config.Config.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error { return conn.Conn().SetDeadline(time.Time{}) }
+	config.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error { return conn.Conn().SetDeadline(time.Time{}) }
 }
 
 // refuseStandby keeps a URL of several hosts looking for the primary.
