@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,14 +17,15 @@ import (
 )
 
 const (
-	// connectTimeout is for each host of a URL that sets none itself: one that is gone without a word must not take the
-	// time in which the next would have answered. A request to cancel a statement has as long.
+	// connectTimeout is for URLs that set none themselves, hostTimeout for each host where there are several: one that is
+	// gone without a word must not take the time in which the next would have answered.
 	connectTimeout = 3 * time.Second
+	hostTimeout    = 2 * time.Second
 	// pingTimeout is how long a connection that was idle for a second has to answer before it is used.
 	pingTimeout = 2 * time.Second
-	// closeTimeout is how long a broken connection may keep its place in the pool; pgx would wait 15 s for the last word
-	// of a server that is gone.
-	closeTimeout = 2 * time.Second
+	// closeTimeout is how long a broken connection may keep its place in the pool, while its statement is cancelled and
+	// while the last word of its server is awaited. Of a server that is gone pgx would await both for 15 s.
+	closeTimeout = time.Second
 	// resetInterval is how often a pool drops all of its connections at most.
 	resetInterval = time.Second
 	// dialsPerSecond is how often a pool that finds no server, or no free place on one, tries.
@@ -50,7 +52,7 @@ type Role struct {
 	// AsyncCommit lets a commit return before it is on disk. For the worker: what a crash of the database
 	// takes back is done again with the same ids (P3), and nothing is lost, because the host's commit is on disk.
 	AsyncCommit bool
-	// StatementTimeout bounds every statement.
+	// StatementTimeout bounds every statement: on the server, and a second later here, for callers that set no deadline.
 	StatementTimeout time.Duration
 	// MaxConns bounds the pool.
 	MaxConns int32
@@ -127,28 +129,64 @@ func Connect(ctx context.Context, url string, role Role) (*pgx.Conn, error) {
 func (r Role) prepare(config *pgx.ConnConfig) {
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
+		if slices.ContainsFunc(config.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != config.Host || f.Port != config.Port }) {
+			config.ConnectTimeout = hostTimeout
+		}
 	}
 	config.RuntimeParams["application_name"] = r.Name
 	if config.ValidateConnect == nil {
 		config.ValidateConnect = refuseStandby
 	}
+	config.Tracer = deadlines{r.StatementTimeout}
 	// A server that has become read-only is no longer the primary: dial again, and find the one that is.
 	config.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 		return err.Severity != "FATAL" && err.SeverityUnlocalized != "FATAL" && err.Code != "25006"
 	}
-	// Whatever is dialled has an end, the connection on which pgx asks to cancel a statement too; one that has become a
-	// session has none.
+	// Whatever is dialled has an end, and pgx dials to cancel a statement, too; what has become a session has none.
 	dial := config.DialFunc
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, config.ConnectTimeout)
+		timeout := closeTimeout
+		if ctx.Value(connectingKey{}) != nil {
+			timeout = config.ConnectTimeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		conn, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
-		return conn, conn.SetDeadline(time.Now().Add(config.ConnectTimeout))
+		return conn, conn.SetDeadline(time.Now().Add(timeout))
 	}
 	config.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error { return conn.Conn().SetDeadline(time.Time{}) }
+}
+
+// deadlines give an end to each statement whose caller has set none, and tell a dial for a session from one for a
+// cancellation. They are a tracer because that is where pgx lets a call have another context.
+type deadlines struct{ statement time.Duration } // 0: none
+
+type (
+	cancelKey     struct{}
+	connectingKey struct{}
+)
+
+func (deadlines) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return context.WithValue(ctx, connectingKey{}, true)
+}
+
+func (deadlines) TraceConnectEnd(context.Context, pgx.TraceConnectEndData) {}
+
+func (d deadlines) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	if _, ok := ctx.Deadline(); ok || d.statement == 0 {
+		return ctx
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.statement+time.Second)
+	return context.WithValue(ctx, cancelKey{}, cancel)
+}
+
+func (deadlines) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
+		cancel()
+	}
 }
 
 // refuseStandby keeps a URL of several hosts looking for the primary.
@@ -205,7 +243,7 @@ func (r Role) settings() []setting {
 	}
 	return []setting{
 		{"application_name", r.Name}, {"search_path", "pg_catalog"}, {"TimeZone", "UTC"}, {"standard_conforming_strings", "on"},
-		{"statement_timeout", fmt.Sprint(r.StatementTimeout.Milliseconds())}, {"lock_timeout", "5s"}, {"idle_in_transaction_session_timeout", "30s"},
+		{"statement_timeout", fmt.Sprint(r.StatementTimeout.Milliseconds())}, {"lock_timeout", "5s"}, {"idle_in_transaction_session_timeout", "10s"},
 		{"plan_cache_mode", plans}, {"jit", "off"}, {"synchronous_commit", synchronous}, {"enable_seqscan", scans}, {"enable_bitmapscan", scans},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -247,5 +248,40 @@ func TestAStatementTimeoutKeepsTheConnection(t *testing.T) {
 	var found string
 	if err := pool.QueryRow(t.Context(), "SELECT current_setting('tcp_user_timeout') || ' ' || current_setting('tcp_keepalives_idle')").Scan(&found); err != nil || !strings.HasPrefix(found, "15") {
 		t.Errorf("%q, %v", found, err)
+	}
+}
+
+// A statement whose caller set no deadline ends all the same when the network is dead, and leaves the pool free.
+func TestEveryStatementHasADeadline(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(dbtest.New(t).URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := localpg.StartProxy(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	u.Host = proxy.Addr()
+	role := workerRole()
+	role.MaxConns, role.StatementTimeout = 1, time.Second
+	pool, err := db.Open(t.Context(), u.String(), role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	began := time.Now()
+	proxy.Blackhole()
+	proxy.Restore()
+	if _, err := pool.Exec(t.Context(), "SELECT 1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if _, err := pool.Exec(t.Context(), "SELECT 1"); err != nil {
+		t.Error(err)
+	}
+	// 2 s until the deadline, 1 s until the dead connection has left its place.
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

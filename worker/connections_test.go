@@ -150,7 +150,8 @@ func TestAHalfOpenListenerIsFound(t *testing.T) {
 	mustTake(t, "watching again", time.Since(began), sessionTimeout+recoveryBar)
 }
 
-// The primary dies and the standby is promoted: of a URL of both, whichever is the primary is used, wherever it stands.
+// The primary's machine is lost without a word and the standby is promoted: of a URL of both, whichever is the primary is
+// used, wherever it stands.
 func TestAFailoverIsFollowed(t *testing.T) {
 	t.Parallel()
 	primary := startServer(t, localpg.Options{})
@@ -164,10 +165,53 @@ func TestAFailoverIsFollowed(t *testing.T) {
 	if _, err := New(t.Context(), with(b.config(), standby.URL("postgres"))); err == nil || !strings.Contains(err.Error(), "this server is a standby") {
 		t.Errorf("a standby alone: %v", err)
 	}
-	both := strings.Replace(standby.URL("postgres"), standby.Addr(), standby.Addr()+","+primary.Addr(), 1)
-	b.run(t, with(b.config(), both))
+	proxy, err := localpg.StartProxy(primary.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Close)
+	both := func(first, second string) Config {
+		return with(b.config(), strings.Replace(standby.URL("postgres"), standby.Addr(), first+","+second, 1))
+	}
+	_, stop := b.run(t, both(standby.Addr(), proxy.Addr()))
+	b.delivers(t, time.Now())
+	stop()
+	b.run(t, both(proxy.Addr(), standby.Addr()))
 	b.delivers(t, time.Now())
 
+	if err := standby.CatchUp(t.Context(), primary); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	proxy.Blackhole()
+	if err := primary.StopImmediate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.Pool = poolOn(t, standby)
+	mustTake(t, "a failover from a machine that is lost", b.delivers(t, began), halfOpenBar)
+}
+
+func with(cfg Config, databaseURL string) Config {
+	cfg.DatabaseURL = databaseURL
+	return cfg
+}
+
+// The primary crashes and the standby is promoted: what breaks is dropped, and the next dial finds it.
+func TestAFailoverAfterACrash(t *testing.T) {
+	t.Parallel()
+	primary := startServer(t, localpg.Options{})
+	b := setupOn(t, primary)
+	b.subscribe(t, "/", "email")
+	standby, err := primary.StartStandby(t.Context(), localpg.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { standby.Stop() })
+	b.run(t, with(b.config(), strings.Replace(primary.URL("postgres"), primary.Addr(), primary.Addr()+","+standby.Addr(), 1)))
+	b.delivers(t, time.Now())
 	if err := standby.CatchUp(t.Context(), primary); err != nil {
 		t.Fatal(err)
 	}
@@ -177,14 +221,8 @@ func TestAFailoverIsFollowed(t *testing.T) {
 	if err := standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	promoted := time.Now()
 	b.Pool = poolOn(t, standby)
-	mustTake(t, "a failover", b.delivers(t, promoted), recoveryBar)
-}
-
-func with(cfg Config, databaseURL string) Config {
-	cfg.DatabaseURL = databaseURL
-	return cfg
+	mustTake(t, "a failover after a crash", b.delivers(t, time.Now()), recoveryBar)
 }
 
 // An outage is one line every ten seconds, whatever number of calls fail, and one when it is over.

@@ -20,7 +20,7 @@ const (
 	// callTimeout bounds every call to the database: a connection that is dead without having said so is found by it, and
 	// the next call dials. quickTimeout is for the calls that say whether a worker is well, and slowTimeout for those that
 	// may take their time.
-	callTimeout  = 10 * time.Second
+	callTimeout  = 8 * time.Second
 	quickTimeout = 5 * time.Second
 	slowTimeout  = 30 * time.Second
 	// statementMargin is how much earlier the server ends a statement, so that the connection survives it.

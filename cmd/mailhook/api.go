@@ -101,10 +101,12 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
 	cfg.Version, cfg.Logger = version(), log
 	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
-	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10})
+	role := db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10}
+	cfg.Pool, err = db.Open(c.Context, url, role)
 	if err != nil {
 		return nil, nil, err
 	}
+	log.Info("API started", "version", version(), "connections", role.MaxConns)
 	handler, err := httpapi.New(c.Context, cfg)
 	if err != nil {
 		cfg.Pool.Close()
