@@ -39,7 +39,7 @@ func bouncer(t *testing.T) *localpg.Bouncer {
 	if _, err := db.MigrateUp(t.Context(), server.URL("postgres")); err != nil {
 		t.Fatal(err)
 	}
-	b, err := localpg.StartBouncer(t.Context(), server, localpg.BouncerOptions{Settings: map[string]string{"default_pool_size": "2"}})
+	b, err := localpg.StartBouncer(t.Context(), server, localpg.BouncerOptions{Settings: map[string]string{"default_pool_size": "2", "ignore_startup_parameters": ""}})
 	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}

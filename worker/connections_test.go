@@ -343,7 +343,7 @@ func TestAWorkerBehindAPooler(t *testing.T) {
 	t.Parallel()
 	server := startServer(t, localpg.Options{})
 	b := setupOn(t, server)
-	pooler, err := localpg.StartBouncer(t.Context(), server, localpg.BouncerOptions{Settings: map[string]string{"default_pool_size": "3"}})
+	pooler, err := localpg.StartBouncer(t.Context(), server, localpg.BouncerOptions{Settings: map[string]string{"default_pool_size": "3", "ignore_startup_parameters": ""}})
 	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}
