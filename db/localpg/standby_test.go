@@ -90,6 +90,26 @@ func TestSynchronousStandby(t *testing.T) {
 	execute(t, standby, "INSERT INTO kept VALUES ('written')") // waits for nobody
 }
 
+// A primary that waits for any standby from its start hands that on to none.
+func TestStandbyOfASynchronousPrimary(t *testing.T) {
+	t.Parallel()
+	primary := start(t, Options{Settings: map[string]string{"synchronous_standby_names": "*"}})
+	standby := startStandby(t, primary, Options{})
+	execute(t, primary, "CREATE TABLE kept AS SELECT 'kept' AS word")
+	if err := primary.StopImmediate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := queryString(t, standby, "SELECT word FROM kept"); got != "kept" {
+		t.Errorf("row = %q", got)
+	}
+	if got := queryString(t, standby, "SHOW synchronous_standby_names"); got != "" {
+		t.Errorf("the promoted standby waits for %q", got)
+	}
+}
+
 // The copy is taken while rows are written and WAL is recycled, and the standby
 // comes to hold the same rows.
 func TestStandbyOfABusyPrimary(t *testing.T) {
