@@ -1,11 +1,13 @@
 package localpg
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -18,14 +20,16 @@ func TestBouncerPoolsTransactions(t *testing.T) {
 	first, second := connectBouncer(t, b), connectBouncer(t, b)
 
 	// One session of the server serves both, a transaction each.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
 	for _, conn := range []*pgx.Conn{first, second, first} {
-		if _, err := conn.Exec(t.Context(), "BEGIN; SELECT 1; COMMIT"); err != nil {
+		if _, err := conn.Exec(ctx, "BEGIN; SELECT 1; COMMIT"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var sessions [2]uint32
 	for i, conn := range []*pgx.Conn{first, second} {
-		if err := conn.QueryRow(t.Context(), "SELECT pg_backend_pid()::int8").Scan(&sessions[i]); err != nil {
+		if err := conn.QueryRow(ctx, "SELECT pg_backend_pid()::int8").Scan(&sessions[i]); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,6 +5,10 @@
 // The server listens on 127.0.0.1 only, on a random high port, and trusts
 // every local connection: keep nothing in it that other users of the machine
 // may not see.
+//
+// What can go wrong around a server is here as well, to be made to happen: a
+// Proxy for the network, a standby for failover, a Bouncer for a pooler, a Clock
+// for steps of the wall clock.
 package localpg
 
 import (
@@ -37,6 +41,8 @@ type Options struct {
 	Settings map[string]string
 	// Log receives the server's log. A writer that blocks stalls the server.
 	Log io.Writer
+	// Clock is the clock that the server lives by, nil for the machine's.
+	Clock *Clock
 }
 
 // Server is a running (or stopped) private PostgreSQL. Its methods may be
@@ -48,6 +54,7 @@ type Server struct {
 	temp     bool
 	settings map[string]string
 	log      *logTail
+	clock    *Clock
 	port     int
 	name     string                      // cluster_name: tells our server from another on the same port
 	fill     func(context.Context) error // makes the empty dir a data directory
@@ -170,8 +177,11 @@ func newServer(o Options) (*Server, error) {
 	if err := who.mayRun(filepath.Join(bin, "initdb")); err != nil {
 		return nil, err
 	}
+	if err := o.Clock.check(who); err != nil {
+		return nil, err
+	}
 	s := &Server{
-		bin: bin, account: who, settings: o.Settings, log: &logTail{next: o.Log},
+		bin: bin, account: who, settings: o.Settings, log: &logTail{next: o.Log}, clock: o.Clock,
 		name: "localpg-" + rand.Text(),
 	}
 	s.fill = s.initdb
@@ -207,6 +217,7 @@ func (s *Server) launch(ctx context.Context) error {
 	s.log.reset()
 	// Not ctx: it bounds the start, and the server outlives it.
 	cmd := s.account.command(context.Background(), s.dir, filepath.Join(s.bin, "postgres"), s.arguments()...)
+	cmd.Env = append(cmd.Env, s.clock.environment()...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	proc, err := startProcess(cmd)
 	if err != nil {

@@ -164,6 +164,12 @@ func testProxyWithoutServer(t *testing.T, s *Server, _ *Proxy) {
 	if _, err := pgx.Connect(ctx, s.URLVia(gone, "postgres")); err == nil || ctx.Err() != nil {
 		t.Errorf("connection: %v, want a reset", err)
 	}
+	gone.Blackhole() // then nobody asks for the server
+	hangs, cancel := context.WithTimeout(t.Context(), silence)
+	defer cancel()
+	if _, err := pgx.Connect(hangs, s.URLVia(gone, "postgres")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("blackholed connection: %v, want it to hang", err)
+	}
 }
 
 func startProxy(t *testing.T, target string) *Proxy {

@@ -14,7 +14,7 @@ func TestStandbyFollowsAndIsPromoted(t *testing.T) {
 	t.Parallel()
 	primary := start(t, Options{Settings: map[string]string{"max_connections": "120"}})
 	execute(t, primary, "CREATE TABLE rows AS SELECT generate_series(1, 1000) AS id")
-	standby := startStandby(t, primary, Options{})
+	standby := startStandby(t, primary)
 
 	execute(t, primary, "INSERT INTO rows SELECT generate_series(1001, 2000)")
 	if err := standby.CatchUp(t.Context(), primary); err != nil {
@@ -58,7 +58,7 @@ func TestStandbyFollowsAndIsPromoted(t *testing.T) {
 func TestSynchronousStandby(t *testing.T) {
 	t.Parallel()
 	primary := start(t, Options{Settings: map[string]string{"wal_retrieve_retry_interval": "100ms"}})
-	standby := startStandby(t, primary, Options{})
+	standby := startStandby(t, primary)
 	execute(t, primary, `ALTER SYSTEM SET synchronous_standby_names = '"`+standby.Name()+`"'`)
 	execute(t, primary, "SELECT pg_reload_conf()")
 	eventually(t, "replication is synchronous", func() bool {
@@ -88,6 +88,26 @@ func TestSynchronousStandby(t *testing.T) {
 		t.Errorf("row = %q", got)
 	}
 	execute(t, standby, "INSERT INTO kept VALUES ('written')") // waits for nobody
+}
+
+// A primary that waits for any standby from its start hands that on to none.
+func TestStandbyOfASynchronousPrimary(t *testing.T) {
+	t.Parallel()
+	primary := start(t, Options{Settings: map[string]string{"synchronous_standby_names": "*"}})
+	standby := startStandby(t, primary)
+	execute(t, primary, "CREATE TABLE kept AS SELECT 'kept' AS word")
+	if err := primary.StopImmediate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := queryString(t, standby, "SELECT word FROM kept"); got != "kept" {
+		t.Errorf("row = %q", got)
+	}
+	if got := queryString(t, standby, "SHOW synchronous_standby_names"); got != "" {
+		t.Errorf("the promoted standby waits for %q", got)
+	}
 }
 
 // The copy is taken while rows are written and WAL is recycled, and the standby
@@ -132,7 +152,7 @@ func TestStandbyOfABusyPrimary(t *testing.T) {
 func TestCatchUpEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	primary := start(t, Options{})
-	standby := startStandby(t, primary, Options{})
+	standby := startStandby(t, primary)
 	execute(t, standby, "SELECT pg_wal_replay_pause()")
 	execute(t, primary, "CREATE TABLE ahead ()")
 	ctx, cancel := context.WithTimeout(t.Context(), silence)
@@ -157,11 +177,11 @@ func TestStandbyRefusesDirectoryWithOtherFiles(t *testing.T) {
 	}
 }
 
-func startStandby(t *testing.T, primary *Server, o Options) *Server {
+func startStandby(t *testing.T, primary *Server) *Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	standby, err := primary.StartStandby(ctx, o)
+	standby, err := primary.StartStandby(ctx, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
