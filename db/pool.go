@@ -84,8 +84,13 @@ func open(ctx context.Context, url string, role Role, begin string) (*Pool, erro
 		// Statements without names: a prepared one stays behind in a session that is not ours.
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
-	dials := rate.NewLimiter(dialsPerSecond, int(role.MaxConns))
-	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error { return dials.Wait(ctx) }
+	tracer, dials := config.ConnConfig.Tracer.(*tracer), rate.NewLimiter(dialsPerSecond, 1)
+	config.BeforeConnect = func(ctx context.Context, _ *pgx.ConnConfig) error {
+		if !tracer.refused.Load() {
+			return nil
+		}
+		return dials.Wait(ctx)
+	}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		// Without it every uuid goes through its text.
 		pgxuuid.Register(conn.TypeMap())
@@ -137,7 +142,7 @@ func (r Role) prepare(config *pgx.ConnConfig) {
 	if config.ValidateConnect == nil {
 		config.ValidateConnect = refuseStandby
 	}
-	config.Tracer = deadlines{r.StatementTimeout}
+	config.Tracer = &tracer{statementTimeout: r.StatementTimeout}
 	// A server that has become read-only is no longer the primary: dial again, and find the one that is.
 	config.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 		return err.Severity != "FATAL" && err.SeverityUnlocalized != "FATAL" && err.Code != "25006"
@@ -160,30 +165,42 @@ func (r Role) prepare(config *pgx.ConnConfig) {
 	config.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error { return conn.Conn().SetDeadline(time.Time{}) }
 }
 
-// deadlines give an end to each statement whose caller has set none, and tell a dial for a session from one for a
-// cancellation. They are a tracer because that is where pgx lets a call have another context.
-type deadlines struct{ statement time.Duration } // 0: none
+// A tracer gives an end to each statement whose caller has set none, and takes note of what ends connections. It is one
+// because that is where pgx tells of all calls, and lets them have another context.
+type tracer struct {
+	statementTimeout time.Duration // 0: none
+	refused          atomic.Bool   // the last dial failed
+}
 
 type (
 	cancelKey     struct{}
 	connectingKey struct{}
 )
 
-func (deadlines) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+// givenUp marks a connection whose caller ended its context.
+const givenUp = "given up"
+
+// TraceConnectStart tells a dial for a session from one for a cancellation.
+func (t *tracer) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
 	return context.WithValue(ctx, connectingKey{}, true)
 }
 
-func (deadlines) TraceConnectEnd(context.Context, pgx.TraceConnectEndData) {}
+func (t *tracer) TraceConnectEnd(_ context.Context, end pgx.TraceConnectEndData) {
+	t.refused.Store(end.Err != nil)
+}
 
-func (d deadlines) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	if _, ok := ctx.Deadline(); ok || d.statement == 0 {
+func (t *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	if _, ok := ctx.Deadline(); ok || t.statementTimeout == 0 {
 		return ctx
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.statement+time.Second)
+	ctx, cancel := context.WithTimeout(ctx, t.statementTimeout+time.Second)
 	return context.WithValue(ctx, cancelKey{}, cancel)
 }
 
-func (deadlines) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+func (t *tracer) TraceQueryEnd(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if errors.Is(ctx.Err(), context.Canceled) && conn.IsClosed() {
+		conn.PgConn().CustomData()[givenUp] = true
+	}
 	if cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc); ok {
 		cancel()
 	}
@@ -212,12 +229,16 @@ type Pool struct {
 // Pooled says whether a pooler stands between: then there is no LISTEN, and nothing may be left in a session.
 func (p *Pool) Pooled() bool { return p.begin != "" }
 
-// closing drops all connections when one has broken: they lead to the same server. The next call dials.
+// closing drops all connections when one has broken: they lead to the same server. The next call dials. One whose
+// caller went away proves nothing.
 func (p *Pool) closing(conn *pgx.Conn) {
 	if !conn.IsClosed() {
 		return
 	}
 	time.AfterFunc(closeTimeout, func() { conn.PgConn().Conn().Close() }) //nolint:errcheck // it is lost
+	if conn.PgConn().CustomData()[givenUp] != nil {
+		return
+	}
 	now, last := time.Now().UnixNano(), p.resetAt.Load()
 	if now-last >= resetInterval.Nanoseconds() && p.resetAt.CompareAndSwap(last, now) {
 		p.Reset()

@@ -207,6 +207,41 @@ func TestABrokenConnectionTakesItsPoolAlong(t *testing.T) {
 	}
 }
 
+// A caller that gives up costs the connection that it had, and no other.
+func TestACallerThatGivesUp(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	pool, err := db.Open(t.Context(), d.URL, workerRole())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	before := sessions(t, pool)
+	ctx, giveUp := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := pool.Exec(ctx, "SELECT pg_sleep(60)")
+		ended <- err
+	}()
+	dbtest.Eventually(t, 10*time.Second, "it runs", func() bool {
+		return dbtest.QueryOne[bool](t, d, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND datname = current_database())")
+	})
+	giveUp()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	sessions(t, pool) // its place is free again
+	kept := 0
+	for _, pid := range sessions(t, pool) {
+		if slices.Contains(before, pid) {
+			kept++
+		}
+	}
+	if kept != 2 {
+		t.Errorf("%d of the two other sessions are left", kept)
+	}
+}
+
 // sessions takes all of a pool's connections at once.
 func sessions(t *testing.T, pool *db.Pool) (pids []uint32) {
 	t.Helper()
