@@ -130,11 +130,13 @@ gated AS MATERIALIZED (
   WHERE $1::timestamptz IS NULL
     AND o.room > 0
     AND (o.opened_at IS NOT NULL OR o.release_before IS NOT NULL)
-    AND (SELECT d.next_attempt_at
+    AND (SELECT d.id
       FROM mailhook.deliveries AS d
-      WHERE d.lease_id IS NULL AND d.subscription_id = o.subscription_id
-      ORDER BY d.next_attempt_at
-      LIMIT 1) <= statement_timestamp()
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
+      ORDER BY d.subscription_id, d.next_attempt_at
+      LIMIT 1) IS NOT NULL
 ),
 marked AS (
   UPDATE mailhook.subscription_health AS h
@@ -142,7 +144,9 @@ marked AS (
     probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $10::uuid END,
     released_at = CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() END
   FROM gated AS g
-  WHERE h.subscription_id = g.subscription_id
+  -- The array, for the planner would read the whole table for a join.
+  WHERE h.subscription_id = ANY (ARRAY(SELECT x.subscription_id FROM gated AS x))
+    AND h.subscription_id = g.subscription_id
 ),
 spans AS MATERIALIZED (
   SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room
@@ -169,10 +173,11 @@ locked AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
-      AND d.subscription_id = p.subscription_id
-      AND d.next_attempt_at > p.due_after
-      AND d.next_attempt_at <= p.due_by
-    ORDER BY d.next_attempt_at
+      -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
+      -- other subscriptions.
+      AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
+      AND (d.subscription_id, d.next_attempt_at) <= (p.subscription_id, p.due_by)
+    ORDER BY d.subscription_id, d.next_attempt_at
     LIMIT greatest(0, p.room)
     FOR UPDATE SKIP LOCKED
   ) AS due

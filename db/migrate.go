@@ -129,14 +129,15 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 	if err != nil {
 		return fmt.Errorf("parse database URL: %w", err)
 	}
-	config.RuntimeParams["search_path"] = "pg_catalog"
-	config.RuntimeParams["client_min_messages"] = "warning"
-	config.RuntimeParams["standard_conforming_strings"] = "on"
+	Role{Name: "mailhook migrate"}.prepare(config)
 	lock, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer lock.Close(context.WithoutCancel(ctx)) //nolint:errcheck // the lock goes with the session
+	if err := refusePooler(ctx, lock); err != nil {
+		return err
+	}
 	if err := checkServer(ctx, lock); err != nil {
 		return err
 	}
@@ -144,6 +145,9 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 		return fmt.Errorf("wait for other installers: %w", err)
 	}
 
+	config.RuntimeParams["search_path"] = "pg_catalog"
+	config.RuntimeParams["client_min_messages"] = "warning"
+	config.RuntimeParams["standard_conforming_strings"] = "on"
 	conn := stdlib.OpenDB(*config)
 	defer conn.Close() //nolint:errcheck // nothing to do about it
 	migrations, err := fs.Sub(sql.Migrations, "migrations")
@@ -159,6 +163,18 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 		return err
 	}
 	return f(conn, provider)
+}
+
+// refusePooler fails behind a pooler: the lock would stay in a session that anybody gets.
+func refusePooler(ctx context.Context, conn *pgx.Conn) error {
+	var pid uint32
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.pg_backend_pid()::bigint", pgx.QueryExecModeSimpleProtocol).Scan(&pid); err != nil {
+		return fmt.Errorf("ask for the session: %w", err)
+	}
+	if pid != conn.PgConn().PID() {
+		return fmt.Errorf("%w: give the schema's commands the address of PostgreSQL itself", ErrPooler)
+	}
+	return nil
 }
 
 func checkServer(ctx context.Context, conn *pgx.Conn) error {

@@ -61,7 +61,7 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 		t.Fatal(err)
 	}
 	config := DefaultConfig()
-	config.Pool, config.Keyring = b.Pool, keyring
+	config.Pool, config.Keyring = &db.Pool{Pool: b.Pool}, keyring
 	config.NoWorkerAfter, config.TestWait = 300*time.Millisecond, time.Second
 	config.Logger = slog.New(slog.NewTextHandler(b.logs, nil))
 	for _, f := range change {

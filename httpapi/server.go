@@ -16,7 +16,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"mailhook/db"
 )
@@ -27,7 +26,7 @@ const maxBodyBytes = 1 << 20
 // Config is what the API needs. Start from DefaultConfig.
 type Config struct {
 	// Pool reaches the database. Its sessions must have plan_cache_mode force_custom_plan, as db.Open sets it.
-	Pool *pgxpool.Pool
+	Pool *db.Pool
 	// Keyring seals signing secrets and custom headers.
 	Keyring *db.Keyring
 	// AllowInsecureHTTP accepts http URLs of subscriptions, not only https.
@@ -66,7 +65,7 @@ func DefaultConfig() Config {
 // server holds what the handlers share.
 type server struct {
 	config       Config
-	pool         *pgxpool.Pool
+	pool         *db.Pool
 	queries      *db.Queries
 	installation string
 }

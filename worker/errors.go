@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -16,6 +17,18 @@ import (
 func isDataError(err error) bool {
 	code := sqlState(err)
 	return strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23") || strings.HasPrefix(code, "54")
+}
+
+// isOutage says whether a statement failed for the database's or the network's sake, and any other would have:
+// SQLSTATE classes 08 (connection), 53 (resources), 57P (shutdown, crash, start) and 25006 (not the primary any more), or
+// no answer at all.
+func isOutage(err error) bool {
+	code := sqlState(err)
+	if code == "" {
+		var scan pgx.ScanArgError
+		return !errors.As(err, &scan) && !errors.Is(err, pgx.ErrNoRows)
+	}
+	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "53") || strings.HasPrefix(code, "57P") || code == "25006"
 }
 
 func sqlState(err error) string {
@@ -33,7 +46,14 @@ func (w *Worker) complain(ctx context.Context, what string, err error) {
 		return
 	}
 	w.metrics.databaseErrors.WithLabelValues(what).Inc()
-	if w.quiet.mayLog(what, time.Now()) {
+	key, now := what, time.Now()
+	if isOutage(err) {
+		key = "outage" // all calls fail then, and one line says it
+	}
+	if w.quiet.mayLog(key, now) {
+		if isOutage(err) {
+			w.outage.told(now)
+		}
 		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", strings.Join(strings.Fields(err.Error()), " "))
 	}
 }
@@ -64,4 +84,33 @@ func (q *quiet) mayLog(what string, now time.Time) bool {
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line
+}
+
+// outage remembers since when the log says that the database is away.
+type outage struct {
+	mu    sync.Mutex
+	since time.Time // zero: it is there
+}
+
+func (o *outage) told(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		o.since = now
+	}
+}
+
+// over answers since when the database was away, once.
+func (o *outage) over() (since time.Time, was bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	since, o.since = o.since, time.Time{}
+	return since, !since.IsZero()
+}
+
+// answered says that an outage is over: a heartbeat was written.
+func (w *Worker) answered(now time.Time) {
+	if since, was := w.outage.over(); was {
+		w.cfg.Log.Info("database is back", "away", now.Sub(since).Round(time.Millisecond))
+	}
 }

@@ -94,7 +94,7 @@ func TestPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer generic.Close()
-			g := &genericExplainer{explainer{Pool: generic}}
+			g := &genericExplainer{explainer{Pool: generic.Pool}}
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
 			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
@@ -117,7 +117,7 @@ func TestPlans(t *testing.T) {
 			forbid(t, "record", g.plan, "deliveries", "subscriptions", "subscription_health")
 			probes(t, "record", g.plan)
 
-			e := &explainer{Pool: pool}
+			e := &explainer{Pool: pool.Pool}
 			now := time.Now()
 			for _, since := range []*time.Time{&now, nil} {
 				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
@@ -127,6 +127,9 @@ func TestPlans(t *testing.T) {
 				}
 				forbid(t, "claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
 				probes(t, "claim", e.plan)
+				if since == nil && strings.Contains(e.plan, "deliveries_next_attempt_at_idx") {
+					t.Errorf("a walk reads by time what is due of one subscription:\n%s", e.plan)
+				}
 			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
 				t.Errorf("the claim sorts deliveries:\n%s", e.plan)

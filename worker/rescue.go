@@ -66,6 +66,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 			w.complain(ctx, "beat", err)
 		default:
 			w.state.set(func(s *pulseState) { s.beatAt = started })
+			w.answered(time.Now())
 		}
 	})
 }

@@ -108,7 +108,7 @@ func TestPlansOfRetention(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	e := &execExplainer{explainer{Pool: pool}}
+	e := &execExplainer{explainer{Pool: pool.Pool}}
 	q := db.New(e)
 	now := time.Now()
 	few := regexp.MustCompile(`(Seq|Index|Index Only) Scan (using (replays_id_idx|detached_days_day_pkey|pg_\w+) )?on (replays|detached_days|pg_\w+)`)

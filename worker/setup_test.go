@@ -40,11 +40,17 @@ const testSecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 func setup(t *testing.T) *bundle {
 	t.Helper()
+	return setupWith(t, dbtest.New(t))
+}
+
+// setupWith is a bundle on a database that is there.
+func setupWith(t *testing.T, d *dbtest.DB) *bundle {
+	t.Helper()
 	keyring, err := db.NewKeyring(db.NewMasterKey())
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bundle{DB: dbtest.New(t), keyring: keyring, secret: testSecret, arrived: make(chan struct{})}
+	b := &bundle{DB: d, keyring: keyring, secret: testSecret, arrived: make(chan struct{})}
 	b.server = httptest.NewServer(&receiver.Receiver{
 		Secret: func(string) string { return b.secret },
 		Answer: b.receive,

@@ -26,8 +26,8 @@ const (
 	helpInterval = 100 * time.Millisecond
 	// pingInterval and pingTimeout find a LISTEN connection that is dead without having said so; sessionTimeout lets the
 	// server find a worker that is.
-	pingInterval   = 10 * time.Second
-	pingTimeout    = 5 * time.Second
+	pingInterval   = 5 * time.Second
+	pingTimeout    = 3 * time.Second
 	sessionTimeout = 3 * pingInterval
 	// probeTimeout is how long a worker waits for its own notification after each connect, and probeInterval how long it
 	// takes itself for deaf when none came.
@@ -40,9 +40,9 @@ const (
 //
 // Of all workers one is the watcher: it arms the trigger and is notified by hosts. The others sleep until it asks for
 // help, so that an event wakes one worker and not sixteen, and nobody arms while another is awake. Nothing depends on
-// it: without a watcher everyone polls.
+// it: without a watcher everyone polls. So does a worker behind a pooler: it listens on nothing.
 func (w *Worker) wake(ctx context.Context) {
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !w.pool.Pooled() {
 		err := w.listen(ctx)
 		w.watching.Store(false)
 		if ctx.Err() == nil {
@@ -59,7 +59,7 @@ func (w *Worker) listen(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to do about it
+	defer hangUp(ctx, conn)
 	probe := "mailhook_probe_" + strings.ReplaceAll(w.identity.get().String(), "-", "")
 	if _, err := conn.Exec(connecting, "LISTEN "+workChannel+"; LISTEN "+probe); err != nil {
 		return err
@@ -94,6 +94,12 @@ func (w *Worker) listen(ctx context.Context) error {
 			pinged = time.Now()
 		}
 	}
+}
+
+func hangUp(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+	defer cancel()
+	conn.Close(ctx) //nolint:errcheck // nothing to do about it
 }
 
 func (w *Worker) ping(ctx context.Context, conn *pgx.Conn) error {
@@ -151,10 +157,10 @@ func (w *Worker) next(ctx context.Context, conn *pgx.Conn, within time.Duration)
 	return err
 }
 
-// probe sends this worker a notification by way of the pool. A pooler in transaction mode swallows it: that is said
-// once, and the worker goes on by polling, deaf.
+// probe sends this worker a notification by way of the pool. Where something swallows it, that is said once, and the
+// worker goes on by polling, deaf.
 func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) error {
-	if err := w.q.Notify(ctx, channel); err != nil {
+	if err := call(ctx, func(ctx context.Context) error { return w.q.Notify(ctx, channel) }); err != nil {
 		return err
 	}
 	deadline := time.Now().Add(probeTimeout)
@@ -175,7 +181,7 @@ func (w *Worker) probe(ctx context.Context, conn *pgx.Conn, channel string) erro
 		}
 	}
 	if !w.deaf.Swap(true) {
-		w.cfg.Log.Warn("notifications do not arrive: a pooler in transaction mode? Going on by polling", "poll_interval", w.cfg.PollInterval)
+		w.cfg.Log.Warn("notifications do not arrive: going on by polling", "poll_interval", w.cfg.PollInterval)
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"mailhook/db"
@@ -20,17 +19,25 @@ const urgentConnections = 3
 // settleTime is how long a worker that joins others takes nothing: longer than their statements and their pulse.
 const settleTime = time.Second
 
-// callTimeout bounds every call to the database, beyond the statement_timeout of its session.
-const callTimeout = 30 * time.Second
+const (
+	// callTimeout bounds every call to the database: a connection that is dead without having said so is found by it, and
+	// the next call dials. quickTimeout is for the calls that say whether a worker is well, and slowTimeout for those that
+	// may take their time.
+	callTimeout  = 8 * time.Second
+	quickTimeout = 5 * time.Second
+	slowTimeout  = 30 * time.Second
+	// statementMargin is how much earlier the server ends a statement, so that the connection survives it.
+	statementMargin = time.Second
+)
 
 // A Worker runs the flow against one database. Make it with New, run it once with Run.
 type Worker struct {
 	cfg  Config
-	pool *pgxpool.Pool
+	pool *db.Pool
 	q    *db.Queries
 	// Three sessions with generic plans for what must not queue behind a slow statement: dispatch; record; heartbeat and
 	// pulse.
-	urgentPool *pgxpool.Pool
+	urgentPool *db.Pool
 	urgentQ    *db.Queries
 
 	installation string
@@ -55,8 +62,9 @@ type Worker struct {
 	// watching: hosts' notifications come to this worker.
 	watching atomic.Bool
 	// deaf: notifications do not arrive.
-	deaf  atomic.Bool
-	quiet quiet
+	deaf   atomic.Bool
+	quiet  quiet
+	outage outage
 }
 
 // New connects, checks the schema, and makes itself ready to run. Close it if it is not run.
@@ -64,13 +72,15 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout}
+	ctx, cancel := context.WithTimeout(ctx, slowTimeout)
+	defer cancel()
+	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: slowTimeout - statementMargin}
 	role.MaxConns = int32(cfg.Connections) - urgentConnections //nolint:gosec // validated
 	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
-	role.MaxConns, role.GenericPlans = urgentConnections, true
+	role.MaxConns, role.GenericPlans, role.StatementTimeout = urgentConnections, true, callTimeout-statementMargin
 	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		pool.Close()
@@ -94,6 +104,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		due:      make(chan struct{}, 1),
 	}
 	w.state.changed = make(chan struct{}, 1)
+	w.deaf.Store(pool.Pooled())
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
 	w.cache = newSubscriptionCache(w.urgentQ, cfg.Keyring)
 	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
@@ -140,13 +151,16 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	w.cfg.Log.Info("worker started", "worker_id", w.identity.get(), "version", w.cfg.Version,
-		"connections", w.cfg.Connections+1, "max_in_flight", w.cfg.MaxInFlight)
+		"connections", w.connections(), "max_in_flight", w.cfg.MaxInFlight)
+	if w.pool.Pooled() {
+		w.cfg.Log.Warn("a pooler stands between: no notifications, going on by polling", "poll_interval", w.cfg.PollInterval)
+	}
 
 	// The loops that must outlive ctx: an outcome is recorded, and a lease kept alive, until the last request is over.
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var lasting, loops errgroup.Group
-	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack} {
+	for _, loop := range []func(context.Context){within(quickTimeout, w.pulse), within(quickTimeout, w.heartbeat), w.record, w.giveBack} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
 	if w.state.crew() > 1 {
@@ -158,7 +172,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer abort()
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
-		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.retain,
+		w.testSend, w.reconcileLeases, w.rescue, w.cancel, within(slowTimeout, w.hold), w.replay, within(slowTimeout, w.retain),
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}
@@ -169,6 +183,14 @@ func (w *Worker) Run(ctx context.Context) error {
 	lasting.Wait() //nolint:errcheck // as above
 	w.signOff(context.WithoutCancel(ctx))
 	return nil
+}
+
+// connections is how many this worker has at most.
+func (w *Worker) connections() int {
+	if w.pool.Pooled() {
+		return w.cfg.Connections
+	}
+	return w.cfg.Connections + 1 // that of wake
 }
 
 // Ready says whether the loops make progress: nil, or what stands still. It is what readyz answers.
@@ -207,11 +229,22 @@ func (i *identity) set(id uuid.UUID) {
 	i.id = id
 }
 
-// call runs f with a deadline on top of ctx.
+// call runs f with a deadline on top of ctx: callTimeout, or that of the loop.
 func call(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	timeout, ok := ctx.Value(timeoutKey{}).(time.Duration)
+	if !ok {
+		timeout = callTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return f(ctx)
+}
+
+type timeoutKey struct{}
+
+// within is a loop each of whose calls has another deadline than callTimeout.
+func within(timeout time.Duration, loop func(context.Context)) func(context.Context) {
+	return func(ctx context.Context) { loop(context.WithValue(ctx, timeoutKey{}, timeout)) }
 }
 
 // signal marks a wish that is served once, however often it was made.

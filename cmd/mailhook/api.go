@@ -17,7 +17,11 @@ import (
 	"mailhook/httpapi"
 )
 
-const defaultListen = "127.0.0.1:8080"
+const (
+	defaultListen = "127.0.0.1:8080"
+	// apiConnections are what the API has to the database at most; its first line in the log says so.
+	apiConnections = 10
+)
 
 func apiFlags() []cli.Flag {
 	return []cli.Flag{
@@ -52,7 +56,7 @@ func apiCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return serveHTTP(c.Context, log, listener, handler)
+			return serveHTTP(c.Context, log.With("connections", apiConnections), listener, handler)
 		},
 	}
 }
@@ -83,7 +87,7 @@ func serveCommand() *cli.Command {
 				return err
 			}
 			defer closePool()
-			return runWorkers(c, cfg.Log, all, handler)
+			return runWorkers(c, cfg.Log.With("connections", apiConnections), all, handler)
 		},
 	}
 }
@@ -101,7 +105,7 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
 	cfg.Version, cfg.Logger = version(), log
 	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
-	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10})
+	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: apiConnections})
 	if err != nil {
 		return nil, nil, err
 	}

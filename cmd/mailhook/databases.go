@@ -119,12 +119,12 @@ func databaseNames(urls []string) ([]string, error) {
 // identify tells databases apart by what they are, not by how they are reached. Not by their installation code: a
 // copy of a database (CREATE DATABASE … TEMPLATE, a restored dump) has the code of the original.
 func identify(ctx context.Context, url string) (id string, err error) {
-	conn, err := db.Connect(ctx, url, commandRole())
+	pool, err := db.Open(ctx, url, commandRole())
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to do about it
-	err = conn.QueryRow(ctx, `SELECT pg_postmaster_start_time()::text || ' ' || d.oid::text FROM pg_database AS d WHERE d.datname = current_database()`).Scan(&id)
+	defer pool.Close()
+	err = pool.QueryRow(ctx, `SELECT pg_postmaster_start_time()::text || ' ' || d.oid::text FROM pg_database AS d WHERE d.datname = current_database()`).Scan(&id)
 	if err != nil {
 		return "", fmt.Errorf("identify the database: %w", err)
 	}

@@ -76,10 +76,18 @@ func (a *account) tempDir() (string, error) {
 // stays as it is; initdb refuses it.
 func (a *account) own(dir string) error {
 	entries, err := os.ReadDir(dir)
-	if err != nil || a == nil || len(entries) > 0 {
+	if err != nil || len(entries) > 0 {
 		return err
 	}
-	return os.Chown(dir, int(a.uid), int(a.gid))
+	return a.take(dir)
+}
+
+// take gives a file or directory to the account.
+func (a *account) take(path string) error {
+	if a == nil {
+		return nil
+	}
+	return os.Chown(path, int(a.uid), int(a.gid))
 }
 
 func (a *account) mayRun(path string) error {

@@ -25,7 +25,7 @@ func (s *Server) initDir(ctx context.Context) error {
 	if err := s.account.own(s.dir); err != nil {
 		return err
 	}
-	return s.initdb(ctx)
+	return s.fill(ctx)
 }
 
 func (s *Server) initdb(ctx context.Context) error {

@@ -5,6 +5,10 @@
 // The server listens on 127.0.0.1 only, on a random high port, and trusts
 // every local connection: keep nothing in it that other users of the machine
 // may not see.
+//
+// What can go wrong around a server is here as well, to be made to happen: a
+// Proxy for the network, a standby for failover, a Bouncer for a pooler, a Clock
+// for steps of the wall clock.
 package localpg
 
 import (
@@ -22,14 +26,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 )
-
-// startLimit bounds one start when the caller's context does not. Starting
-// takes 0.1 s on an empty cluster; recovery after a crash may take longer.
-const startLimit = time.Minute
 
 // Options says what Start builds. The zero value is a throwaway server.
 type Options struct {
@@ -42,6 +41,8 @@ type Options struct {
 	Settings map[string]string
 	// Log receives the server's log. A writer that blocks stalls the server.
 	Log io.Writer
+	// Clock is the clock that the server lives by, nil for the machine's.
+	Clock *Clock
 }
 
 // Server is a running (or stopped) private PostgreSQL. Its methods may be
@@ -53,8 +54,10 @@ type Server struct {
 	temp     bool
 	settings map[string]string
 	log      *logTail
+	clock    *Clock
 	port     int
-	name     string // cluster_name: tells our server from another on the same port
+	name     string                      // cluster_name: tells our server from another on the same port
+	fill     func(context.Context) error // makes the empty dir a data directory
 
 	mu   sync.Mutex
 	proc *process // nil while stopped
@@ -72,6 +75,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
+	return s.begin(ctx)
+}
+
+func (s *Server) begin(ctx context.Context) (*Server, error) {
 	if err := s.firstStart(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start postgres: %w", err), s.discard())
 	}
@@ -80,11 +87,34 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 
 // URL returns the connection string of a database, for pgx and psql alike. The
 // databases of a new server are postgres, template0 and template1.
-func (s *Server) URL(database string) string {
+func (s *Server) URL(database string) string { return urlAt(s.Addr(), database) }
+
+// URLVia is URL through a proxy whose target is this server's Addr.
+func (s *Server) URLVia(p *Proxy, database string) string { return urlAt(p.Addr(), database) }
+
+// Addr is the host:port that the server listens on. Restart keeps it.
+func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
+// Name is the server's cluster_name. A standby replicates under this
+// application_name: write it, in double quotes, into synchronous_standby_names.
+func (s *Server) Name() string { return s.name }
+
+// Pid is the process id of the postmaster, which is another after Restart; 0
+// while the server is stopped.
+func (s *Server) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return 0
+	}
+	return s.proc.cmd.Process.Pid
+}
+
+func urlAt(addr, database string) string {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.User("postgres"),
-		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)),
+		Host:     addr,
 		Path:     database,
 		RawQuery: "sslmode=disable",
 	}
@@ -147,10 +177,14 @@ func newServer(o Options) (*Server, error) {
 	if err := who.mayRun(filepath.Join(bin, "initdb")); err != nil {
 		return nil, err
 	}
+	if err := o.Clock.check(who); err != nil {
+		return nil, err
+	}
 	s := &Server{
-		bin: bin, account: who, settings: o.Settings, log: &logTail{next: o.Log},
+		bin: bin, account: who, settings: o.Settings, log: &logTail{next: o.Log}, clock: o.Clock,
 		name: "localpg-" + rand.Text(),
 	}
+	s.fill = s.initdb
 	if s.temp = o.Dir == ""; s.temp {
 		s.dir, err = who.tempDir()
 	} else {
@@ -183,12 +217,13 @@ func (s *Server) launch(ctx context.Context) error {
 	s.log.reset()
 	// Not ctx: it bounds the start, and the server outlives it.
 	cmd := s.account.command(context.Background(), s.dir, filepath.Join(s.bin, "postgres"), s.arguments()...)
+	cmd.Env = append(cmd.Env, s.clock.environment()...)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	proc, err := startProcess(cmd)
 	if err != nil {
 		return err
 	}
-	if err := s.awaitReady(ctx, proc); err != nil {
+	if err := awaitReady(ctx, proc, s.ping); err != nil {
 		endErr := proc.end(syscall.SIGQUIT)
 		return errors.Join(s.log.describe(err), endErr)
 	}
@@ -209,36 +244,13 @@ func (s *Server) arguments() []string {
 		"-c", "cluster_name="+s.name)
 }
 
-// awaitReady asks until the server answers, its process ends or ctx does.
-func (s *Server) awaitReady(ctx context.Context, proc *process) error {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		err := s.ping(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-proc.exited:
-			return fmt.Errorf("server ended while starting: %v", proc.cmd.ProcessState)
-		case <-ctx.Done():
-			return fmt.Errorf("server not ready: %w (last answer: %w)", ctx.Err(), err)
-		case <-time.After(wait):
-		}
-	}
-}
-
 // ping succeeds when our server answers, and not another one that won the port.
 func (s *Server) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(ctx) }()
 	var name string
-	if err := conn.QueryRow(ctx, "SHOW cluster_name").Scan(&name); err != nil {
+	err := s.query(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, "SHOW cluster_name").Scan(&name)
+	})
+	if err != nil {
 		return err
 	}
 	if name != s.name {

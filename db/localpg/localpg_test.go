@@ -42,7 +42,7 @@ func TestStartQueryStop(t *testing.T) {
 	t.Parallel()
 	var log buffer
 	s := start(t, Options{Log: &log, Settings: map[string]string{"max_connections": "17"}})
-	pid := s.proc.cmd.Process.Pid
+	pid := s.Pid()
 
 	for query, want := range map[string]string{
 		"SELECT current_user":                        "postgres",
@@ -64,6 +64,9 @@ func TestStartQueryStop(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Errorf("second Stop: %v", err)
 	}
+	if got := s.Pid(); got != 0 {
+		t.Errorf("Pid of a stopped server = %d", got)
+	}
 	wantGone(t, pid)
 	wantNoDir(t, s)
 	if !strings.Contains(log.String(), "database system is shut down") {
@@ -75,7 +78,7 @@ func TestCrashAndRestartKeepCommittedRow(t *testing.T) {
 	t.Parallel()
 	var log buffer
 	s := start(t, Options{Log: &log})
-	url, pid := s.URL("postgres"), s.proc.cmd.Process.Pid
+	url, pid := s.URL("postgres"), s.Pid()
 	execute(t, s, "CREATE TABLE kept AS SELECT 'kept' AS word")
 
 	if err := s.StopImmediate(); err != nil {

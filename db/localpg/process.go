@@ -1,11 +1,13 @@
 package localpg
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -68,13 +70,42 @@ func (p *process) end(sig syscall.Signal) error {
 		select {
 		case <-p.exited:
 			if i > 0 {
-				return fmt.Errorf("postgres %d did not obey %v; ended it by %v", p.cmd.Process.Pid, sig, step.sig)
+				return fmt.Errorf("%s %d did not obey %v; ended it by %v", filepath.Base(p.cmd.Path), p.cmd.Process.Pid, sig, step.sig)
 			}
 			return nil
 		case <-time.After(step.patience):
 		}
 	}
-	return fmt.Errorf("postgres %d does not end", p.cmd.Process.Pid)
+	return fmt.Errorf("%s %d does not end", filepath.Base(p.cmd.Path), p.cmd.Process.Pid)
+}
+
+// startLimit bounds one start when the caller's context does not. Starting
+// takes 0.1 s on an empty cluster; recovery after a crash may take longer.
+const startLimit = time.Minute
+
+// awaitReady pings until the server answers, its process ends or ctx does.
+func awaitReady(ctx context.Context, proc *process, ping func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		err := pingOnce(ctx, ping)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-proc.exited:
+			return fmt.Errorf("server ended while starting: %v", proc.cmd.ProcessState)
+		case <-ctx.Done():
+			return fmt.Errorf("server not ready: %w (last answer: %w)", ctx.Err(), err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+func pingOnce(ctx context.Context, ping func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return ping(ctx)
 }
 
 func (p *process) hasExited() bool {

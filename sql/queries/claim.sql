@@ -108,11 +108,13 @@ gated AS MATERIALIZED (
   WHERE sqlc.narg('since')::timestamptz IS NULL
     AND o.room > 0
     AND (o.opened_at IS NOT NULL OR o.release_before IS NOT NULL)
-    AND (SELECT d.next_attempt_at
+    AND (SELECT d.id
       FROM mailhook.deliveries AS d
-      WHERE d.lease_id IS NULL AND d.subscription_id = o.subscription_id
-      ORDER BY d.next_attempt_at
-      LIMIT 1) <= statement_timestamp()
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
+      ORDER BY d.subscription_id, d.next_attempt_at
+      LIMIT 1) IS NOT NULL
 ),
 marked AS (
   UPDATE mailhook.subscription_health AS h
@@ -120,7 +122,9 @@ marked AS (
     probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN @lease_id::uuid END,
     released_at = CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() END
   FROM gated AS g
-  WHERE h.subscription_id = g.subscription_id
+  -- The array, for the planner would read the whole table for a join.
+  WHERE h.subscription_id = ANY (ARRAY(SELECT x.subscription_id FROM gated AS x))
+    AND h.subscription_id = g.subscription_id
 ),
 -- What to take of each, by when it was due. An open circuit: the probe. A release: its part, and what came later.
 spans AS MATERIALIZED (
@@ -148,10 +152,11 @@ locked AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
-      AND d.subscription_id = p.subscription_id
-      AND d.next_attempt_at > p.due_after
-      AND d.next_attempt_at <= p.due_by
-    ORDER BY d.next_attempt_at
+      -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
+      -- other subscriptions.
+      AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
+      AND (d.subscription_id, d.next_attempt_at) <= (p.subscription_id, p.due_by)
+    ORDER BY d.subscription_id, d.next_attempt_at
     LIMIT greatest(0, p.room)
     FOR UPDATE SKIP LOCKED
   ) AS due

@@ -1,10 +1,20 @@
+-- Rows of deliveries are compared by both columns of their index throughout: with an equality the planner may take the index
+-- by time alone, which leads past the rows of all other subscriptions.
+
 -- ReleaseHeld lets what waits of a subscription go out at the bounded rate from now on: it is held no longer.
 -- name: ReleaseHeld :exec
 INSERT INTO mailhook.subscription_health AS h (subscription_id, release_before, released_at)
 SELECT s.id, clock_timestamp(), clock_timestamp()
 FROM mailhook.subscriptions AS s
 WHERE s.id = @subscription_id
-  AND (SELECT d.id FROM mailhook.deliveries AS d WHERE d.lease_id IS NULL AND d.subscription_id = s.id LIMIT 1) IS NOT NULL
+  AND (
+    SELECT d.id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL
+      AND (d.subscription_id, d.next_attempt_at) > (s.id, '-infinity')
+      AND (d.subscription_id, d.next_attempt_at) <= (s.id, 'infinity')
+    ORDER BY d.subscription_id, d.next_attempt_at
+    LIMIT 1) IS NOT NULL
 ON CONFLICT (subscription_id) DO UPDATE
 SET release_before = excluded.release_before, released_at = excluded.released_at;
 
@@ -15,7 +25,14 @@ SELECT s.id, clock_timestamp(), clock_timestamp()
 FROM mailhook.subscriptions AS s
 WHERE s.account_id = @account_id
   AND s.deleted_at IS NULL
-  AND (SELECT d.id FROM mailhook.deliveries AS d WHERE d.lease_id IS NULL AND d.subscription_id = s.id LIMIT 1) IS NOT NULL
+  AND (
+    SELECT d.id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL
+      AND (d.subscription_id, d.next_attempt_at) > (s.id, '-infinity')
+      AND (d.subscription_id, d.next_attempt_at) <= (s.id, 'infinity')
+    ORDER BY d.subscription_id, d.next_attempt_at
+    LIMIT 1) IS NOT NULL
 ORDER BY s.id
 ON CONFLICT (subscription_id) DO UPDATE
 SET release_before = excluded.release_before, released_at = excluded.released_at;
@@ -36,8 +53,10 @@ bounded AS (
   SELECT h.id, (
     SELECT d.next_attempt_at
     FROM mailhook.deliveries AS d
-    WHERE d.subscription_id = h.id AND d.lease_id IS NULL
-    ORDER BY d.next_attempt_at DESC
+    WHERE d.lease_id IS NULL
+      AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
+      AND (d.subscription_id, d.next_attempt_at) <= (h.id, 'infinity')
+    ORDER BY d.subscription_id DESC, d.next_attempt_at DESC
     OFFSET @max_held::int
     LIMIT 1) AS overflow_by
   FROM held AS h
@@ -47,9 +66,10 @@ locked AS MATERIALIZED (
   FROM bounded AS b
   CROSS JOIN LATERAL (
     SELECT d.id, d.next_attempt_at FROM mailhook.deliveries AS d
-    WHERE d.subscription_id = b.id AND d.lease_id IS NULL
-      AND d.next_attempt_at <= greatest(statement_timestamp() - @max_age::interval, b.overflow_by)
-    ORDER BY d.next_attempt_at
+    WHERE d.lease_id IS NULL
+      AND (d.subscription_id, d.next_attempt_at) > (b.id, '-infinity')
+      AND (d.subscription_id, d.next_attempt_at) <= (b.id, greatest(statement_timestamp() - @max_age::interval, b.overflow_by))
+    ORDER BY d.subscription_id, d.next_attempt_at
     LIMIT @max_rows::int
     FOR UPDATE SKIP LOCKED
   ) AS w
@@ -84,11 +104,13 @@ WHERE h.subscription_id = ANY (ARRAY(
   SELECT r.subscription_id
   FROM mailhook.subscription_health AS r
   WHERE r.release_before IS NOT NULL
-    AND coalesce((
-      SELECT d.next_attempt_at
+    AND (
+      SELECT d.id
       FROM mailhook.deliveries AS d
-      WHERE d.lease_id IS NULL AND d.subscription_id = r.subscription_id
-      ORDER BY d.next_attempt_at
-      LIMIT 1), 'infinity') > r.release_before
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (r.subscription_id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (r.subscription_id, r.release_before)
+      ORDER BY d.subscription_id, d.next_attempt_at
+      LIMIT 1) IS NULL
   ORDER BY r.subscription_id
   FOR UPDATE SKIP LOCKED));
