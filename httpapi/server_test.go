@@ -257,7 +257,7 @@ func TestHealth(t *testing.T) {
 func TestFailuresOfOursAreNotTold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.Exec(t, "DROP TABLE mailhook.replays")
+	b.Exec(t, "DROP TABLE mailhook.replays CASCADE")
 	b.mustFail(t, 500, "", "internal", b.admin, "GET", "/v1/replays/rpl_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b", nil)
 	if r := b.send(t, b.admin, "GET", "/v1/replays/rpl_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b", nil); strings.Contains(r.text, "mailhook.replays") {
 		t.Error(r.text)
