@@ -208,8 +208,8 @@ func ipTexts(ips []ipSpelling) []string {
 	return texts
 }
 
-func someOf(rt *rapid.T, label string, values []string, least int) []string {
-	return rapid.SliceOfN(rapid.SampledFrom(values), least, 4).Draw(rt, label)
+func someOf(rt *rapid.T, label string, values []string) []string {
+	return rapid.SliceOfN(rapid.SampledFrom(values), 1, 4).Draw(rt, label)
 }
 
 // anyFilter is mostly none, so that events pass all four often enough.
@@ -217,14 +217,14 @@ func anyFilter(rt *rapid.T, label string, values []string) []string {
 	if !chance(rt, label+" set", 6) {
 		return []string{}
 	}
-	return someOf(rt, label, values, 1)
+	return someOf(rt, label, values)
 }
 
 // subscribeAny makes a subscription, and then changes it to something else at times, as an account does.
 func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 	id := uuid.Must(uuid.NewV7())
 	s := wantedSubscription{
-		id: id.String(), account: rapid.SampledFrom(accountNames).Draw(rt, "account"), types: someOf(rt, "types", namedNodes, 1),
+		id: id.String(), account: rapid.SampledFrom(accountNames).Draw(rt, "account"), types: someOf(rt, "types", namedNodes),
 		status:    rapid.SampledFrom([]string{"active", "active", "active", "paused", "inactive", "suspended"}).Draw(rt, "status"),
 		deleted:   chance(rt, "deleted", 12),
 		createdAt: m.base.Add(time.Duration(rapid.IntRange(-20, 20).Draw(rt, "created at"))*time.Minute - 10*time.Minute + 30*time.Second),
@@ -242,7 +242,7 @@ func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 		rt.Fatal(err)
 	}
 	if rapid.Bool().Draw(rt, "changed") {
-		s.types, s.domains = someOf(rt, "new types", namedNodes, 1), anyFilter(rt, "new domains", domainNames)
+		s.types, s.domains = someOf(rt, "new types", namedNodes), anyFilter(rt, "new domains", domainNames)
 		if _, err := m.q.UpdateSubscription(t.Context(), db.UpdateSubscriptionParams{
 			ID: id, ChannelType: row.ChannelType, URL: row.URL, HeaderNames: []string{}, EventTypes: s.types, FilterSendingDomain: s.domains,
 			FilterSendingNode: row.FilterSendingNode, FilterBridge: row.FilterBridge, FilterDedicatedIp: row.FilterDedicatedIp, Format: row.Format,
@@ -439,7 +439,7 @@ func (m *matcher) checkReplays(rt *rapid.T, t *testing.T) {
 	m.exec(rt, t, "DELETE FROM mailhook.deliveries WHERE event_id % 3 = $1", rapid.IntRange(0, 2).Draw(rt, "ended"))
 	var narrowed []string
 	if chance(rt, "narrowed", 3) {
-		narrowed = someOf(rt, "replayed types", namedNodes, 1)
+		narrowed = someOf(rt, "replayed types", namedNodes)
 	}
 	for _, s := range m.subscriptions {
 		if s.deleted {
