@@ -23,7 +23,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	flag.Set("rapid.checks", "20") // -rapid.checks says otherwise
+	flag.Set("rapid.checks", "20") // -rapid.checks and -rapid.steps say otherwise
+	flag.Set("rapid.steps", "60")
 	dbtest.Main(m)
 }
 
