@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ func TestTheLifeOfDeliveries(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m.clear(rt, t)
 		l := &life{matcher: m, t: t, rt: rt, q: db.New(b.Pool), deliveries: map[uuid.UUID]*lifeDelivery{}, ended: map[uuid.UUID]*lifeEnd{}, attempts: map[uuid.UUID][]string{}, steps: steps}
+		l.random = rand.NewChaCha8([32]byte{0: rapid.Byte().Draw(rt, "ids")})
 		l.start()
 		rt.Repeat(l.actions())
 	})
@@ -47,6 +49,7 @@ type life struct {
 	attempts      map[uuid.UUID][]string // "number outcome ended_as reason" of each row
 	made          int                    // deliveries, ever
 	steps         map[string]int
+	random        *rand.ChaCha8 // of the ids of workers, which decide their shares
 }
 
 // A lifeWorker remembers the leases that it was given, those it has lost too.
@@ -99,14 +102,18 @@ func (l *life) start() {
 	}
 }
 
+func (l *life) newID() uuid.UUID {
+	return uuid.Must(uuid.NewRandomFromReader(l.random))
+}
+
 func (l *life) register(w *lifeWorker) {
-	w.id, w.isNew = uuid.New(), true
+	w.id, w.isNew = l.newID(), true
 	l.ok(l.q.RegisterWorker(l.t.Context(), db.RegisterWorkerParams{ID: w.id, Hostname: "test", Pid: 1, Version: "test"}))
 }
 
 func (l *life) subscribe() {
 	s := &lifeSubscription{
-		id: uuid.Must(uuid.NewV7()), status: "active", cap: rapid.IntRange(1, 5).Draw(l.rt, "max_in_flight"), suspendsEnd: chance(l.rt, "suspend_when_exhausted", 4),
+		id: l.newID(), status: "active", cap: rapid.IntRange(1, 5).Draw(l.rt, "max_in_flight"), suspendsEnd: chance(l.rt, "suspend_when_exhausted", 4),
 		takesOurs: rapid.Bool().Draw(l.rt, "takes subscription.*"), jitter: rapid.SampledFrom([]float64{0, 0, 0.05}).Draw(l.rt, "jitter"),
 	}
 	for range rapid.IntRange(1, 3).Draw(l.rt, "delays") {
