@@ -465,7 +465,7 @@ func (l *life) current(x [2]uuid.UUID) *lifeDelivery {
 
 func (l *life) record() {
 	var batch []outcome
-	mood := rapid.SampledFrom([][]reply{replies, replies, replies[1:5], replies[:1]}).Draw(l.rt, "mood")
+	mood := rapid.SampledFrom([][]reply{replies[1:5], replies, replies, replies[:1]}).Draw(l.rt, "mood")
 	hearings := map[*lifeSubscription]*hearing{}
 	due := map[*lifeDelivery][2]time.Duration{}
 	counts := map[string]int64{}

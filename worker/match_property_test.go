@@ -214,7 +214,7 @@ func someOf(rt *rapid.T, label string, values []string) []string {
 
 // anyFilter is mostly none, so that events pass all four often enough.
 func anyFilter(rt *rapid.T, label string, values []string) []string {
-	if !chance(rt, label+" set", 6) {
+	if !chance(rt, label+" set", 4) {
 		return []string{}
 	}
 	return someOf(rt, label, values)

@@ -13,8 +13,8 @@ const (
 	step     = 30 * time.Second
 	patience = 10 * time.Second
 
-	circuitFailures   = 3
-	circuitAfter      = step
+	circuitFailures   = 2
+	circuitAfter      = 0 * step
 	probePause        = step
 	longestProbePause = 4 * step
 	suspendAfter      = 20 * step
