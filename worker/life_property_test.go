@@ -586,8 +586,9 @@ func (l *life) slow(s *lifeSubscription, h *hearing, now time.Time) {
 		until = s.waitUntil
 	}
 	later := near(*got.SlowedAt, until)
+	changed := halved && later
 	stays := s.limit == *got.InFlightLimit && got.SlowedAt.Equal(s.slowedAt)
-	if since > 2*time.Second && !(halved && later) || since < time.Second/2 && !stays || !(halved && later) && !stays {
+	if since > 2*time.Second && !changed || since < time.Second/2 && !stays || !changed && !stays {
 		l.rt.Fatalf("slowed to %d at %v, after %d at %v (now %v)", *got.InFlightLimit, got.SlowedAt, s.limit, s.slowedAt, now)
 	}
 	s.limit, s.slowedAt = *got.InFlightLimit, *got.SlowedAt
