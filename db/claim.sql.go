@@ -116,8 +116,8 @@ open AS MATERIALIZED (
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
 ),
 gated AS MATERIALIZED (
-  SELECT o.subscription_id, o.timeout, l.opened_at,
-    (l.rate * least(1, extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
+  SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
+    floor(l.rate * least(1, extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
     SELECT y.opened_at, y.released_at, (SELECT i.release_rate FROM mailhook.installation AS i) AS rate
@@ -138,36 +138,26 @@ gated AS MATERIALIZED (
       ORDER BY d.subscription_id, d.next_attempt_at
       LIMIT 1) IS NOT NULL
 ),
-marked AS (
-  UPDATE mailhook.subscription_health AS h
-  SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
-    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $10::uuid END,
-    released_at = CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() END
-  FROM gated AS g
-  -- The array, for the planner would read the whole table for a join.
-  WHERE h.subscription_id = ANY (ARRAY(SELECT x.subscription_id FROM gated AS x))
-    AND h.subscription_id = g.subscription_id
-),
 spans AS MATERIALIZED (
-  SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room
+  SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room, false AS is_release
   FROM open AS o
   WHERE o.opened_at IS NULL AND o.release_before IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1
+  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1, false
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NOT NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least(o.room, g.released)
+  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least(o.room, g.released), true
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0)
+  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0), false
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
 ),
 locked AS MATERIALIZED (
-  SELECT due.id, due.event_inserted_at, due.event_id, p.step
+  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release
   FROM spans AS p
   CROSS JOIN LATERAL (
     SELECT d.id, d.event_inserted_at, d.event_id
@@ -185,9 +175,9 @@ locked AS MATERIALIZED (
   LIMIT $2::int
 ),
 kept AS MATERIALIZED (
-  SELECT sized.id, sized.step
+  SELECT sized.id, sized.step, sized.is_release
   FROM (
-    SELECT l.id, l.step,
+    SELECT l.id, l.step, l.is_release,
       row_number() OVER (ORDER BY l.step, l.id) AS nth,
       sum(coalesce(e.bytes, 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
     FROM locked AS l
@@ -199,11 +189,25 @@ kept AS MATERIALIZED (
       OFFSET 0
     ) AS e ON true
   ) AS sized
-  WHERE sized.nth = 1 OR sized.bytes_so_far <= $11::bigint
+  WHERE sized.nth = 1 OR sized.bytes_so_far <= $10::bigint
+),
+marked AS (
+  UPDATE mailhook.subscription_health AS h
+  SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
+    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $11::uuid END,
+    released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - interval '1 second' END)
+      + taken.released / g.rate * interval '1 second'
+  FROM gated AS g
+  JOIN (
+    SELECT k.step, count(*) FILTER (WHERE k.is_release) AS released FROM kept AS k GROUP BY k.step
+  ) AS taken ON taken.step = g.step
+  -- The array, for the planner would read the whole table for a join.
+  WHERE h.subscription_id = ANY (ARRAY(SELECT x.subscription_id FROM gated AS x))
+    AND h.subscription_id = g.subscription_id
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $5::uuid, lease_id = $10::uuid
+  SET leased_by = $5::uuid, lease_id = $11::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
 )
@@ -262,8 +266,8 @@ type ClaimParams struct {
 	MaxOfEach           int32
 	Limits              []byte
 	InFlight            []byte
-	LeaseID             uuid.UUID
 	MaxBytes            int64
+	LeaseID             uuid.UUID
 }
 
 type ClaimRow struct {
@@ -307,6 +311,7 @@ type ClaimRow struct {
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, and what came later.
 // By bytes, too; the first one always.
+// Only where something was taken: the slots may have run out before. What was released is paid for by its time.
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
 func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error) {
 	rows, err := q.db.Query(ctx, claim,
@@ -319,8 +324,8 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		arg.MaxOfEach,
 		arg.Limits,
 		arg.InFlight,
-		arg.LeaseID,
 		arg.MaxBytes,
+		arg.LeaseID,
 	)
 	if err != nil {
 		return nil, err

@@ -229,7 +229,9 @@ inserted AS (
   RETURNING id, subscription_id, event_id, lease_id
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
-  a.event_type::text AS event_type, a.occurred_at::timestamptz AS occurred_at,
+  a.event_type::text AS event_type,
+  -- That of a quarantined one may be infinity, which no caller can read.
+  (CASE WHEN a.refused IS NULL THEN a.occurred_at ELSE a.inserted_at END)::timestamptz AS occurred_at,
   coalesce(a.recipient, '')::text AS recipient,
   coalesce(a.message_id, '')::text AS message_id,
   coalesce(a.campaign_id, '')::text AS campaign_id,

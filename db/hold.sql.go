@@ -50,30 +50,42 @@ WITH held AS (
   SELECT h.subscription_id FROM mailhook.subscription_health AS h WHERE h.opened_at IS NOT NULL
 ),
 bounded AS (
-  SELECT h.id, (
-    SELECT d.next_attempt_at
-    FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL
-      AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
-      AND (d.subscription_id, d.next_attempt_at) <= (h.id, 'infinity')
-    ORDER BY d.subscription_id DESC, d.next_attempt_at DESC
-    OFFSET $1::int
-    LIMIT 1) AS overflow_by
+  SELECT h.id, overflow.due_by, greatest(overflow.n, (
+    SELECT count(*) FROM (
+      SELECT FROM mailhook.deliveries AS d
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (h.id, statement_timestamp() - $1::interval)
+      LIMIT $2::int
+    ) AS aged)) AS n
   FROM held AS h
+  CROSS JOIN LATERAL (
+    SELECT max(x.next_attempt_at) AS due_by, count(*) AS n
+    FROM (
+      SELECT d.next_attempt_at
+      FROM mailhook.deliveries AS d
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (h.id, 'infinity')
+      ORDER BY d.subscription_id DESC, d.next_attempt_at DESC
+      OFFSET $3::int
+      LIMIT $2::int
+    ) AS x
+  ) AS overflow
 ),
 locked AS MATERIALIZED (
-  SELECT w.id, w.next_attempt_at, b.overflow_by
+  SELECT w.id, w.next_attempt_at
   FROM bounded AS b
   CROSS JOIN LATERAL (
     SELECT d.id, d.next_attempt_at FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
       AND (d.subscription_id, d.next_attempt_at) > (b.id, '-infinity')
-      AND (d.subscription_id, d.next_attempt_at) <= (b.id, greatest(statement_timestamp() - $2::interval, b.overflow_by))
+      AND (d.subscription_id, d.next_attempt_at) <= (b.id, greatest(statement_timestamp() - $1::interval, b.due_by))
     ORDER BY d.subscription_id, d.next_attempt_at
-    LIMIT $3::int
+    LIMIT b.n
     FOR UPDATE SKIP LOCKED
   ) AS w
-  LIMIT $3::int
+  LIMIT $2::int
 ),
 ended AS (
   DELETE FROM mailhook.deliveries AS d
@@ -81,7 +93,7 @@ ended AS (
   RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.created_at
 ),
 buried AS MATERIALIZED (
-  SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.next_attempt_at, e.leased_by, e.lease_id, e.last_outcome, e.replay_id, e.created_at, CASE WHEN l.next_attempt_at <= statement_timestamp() - $2::interval THEN 'expired' ELSE 'overflow' END AS reason
+  SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.next_attempt_at, e.leased_by, e.lease_id, e.last_outcome, e.replay_id, e.created_at, CASE WHEN l.next_attempt_at <= statement_timestamp() - $1::interval THEN 'expired' ELSE 'overflow' END AS reason
   FROM ended AS e
   JOIN locked AS l ON l.id = e.id
 ),
@@ -98,16 +110,16 @@ FROM buried AS b
 `
 
 type ExpireHeldParams struct {
-	MaxHeld int32
 	MaxAge  time.Duration
 	MaxRows int32
+	MaxHeld int32
 }
 
 // ExpireHeld ends deliveries that were held too long (@max_age), and the oldest where more than @max_held are: dead letters
 // with the reason expired or overflow, at most @max_rows a call.
-// What was due before the newest @max_held overflows.
+// What was due before the newest @max_held overflows: by number, as what one statement dispatched is due at one time.
 func (q *Queries) ExpireHeld(ctx context.Context, arg ExpireHeldParams) (int64, error) {
-	result, err := q.db.Exec(ctx, expireHeld, arg.MaxHeld, arg.MaxAge, arg.MaxRows)
+	result, err := q.db.Exec(ctx, expireHeld, arg.MaxAge, arg.MaxRows, arg.MaxHeld)
 	if err != nil {
 		return 0, err
 	}

@@ -161,7 +161,7 @@ before AS MATERIALIZED (
     SELECT h.subscription_id, h.consecutive_failures, h.first_failed_at, h.last_failed_at, h.last_outcome, h.opened_at, h.open_until, h.probe_lease_id, h.failed_probes, h.wait_until, h.in_flight_limit, h.slowed_at, h.release_before, h.released_at
     FROM mailhook.subscription_health AS h
     WHERE h.subscription_id = e.subscription_id
-      AND (NOT e.succeeded OR e.slows OR h.consecutive_failures > 0 OR h.opened_at IS NOT NULL)
+      AND (NOT e.succeeded OR e.slows OR e.suspends OR h.consecutive_failures > 0 OR h.opened_at IS NOT NULL)
     FOR UPDATE
   ) AS y ON true
 ),
@@ -214,7 +214,7 @@ judged AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT b.slows AND coalesce(b.slowed_at, '-infinity') <= statement_timestamp() - interval '1 second' AS now
   ) AS slowed
-  WHERE b.is_known OR NOT b.succeeded OR b.slows
+  WHERE b.is_known OR NOT b.succeeded OR b.slows OR b.suspends
 ),
 health AS (
   INSERT INTO mailhook.subscription_health AS h (subscription_id, consecutive_failures, first_failed_at, last_failed_at, last_outcome, opened_at, open_until,

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"flag"
 	"io"
 	"log"
 	"log/slog"
@@ -21,7 +22,11 @@ import (
 	"mailhook/db/dbtest"
 )
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) {
+	flag.Set("rapid.checks", "20") // -rapid.checks and -rapid.steps say otherwise
+	flag.Set("rapid.steps", "60")
+	dbtest.Main(m)
+}
 
 // A bundle is what a test of the whole flow needs: a database, a receiver, and what came to it.
 type bundle struct {

@@ -48,29 +48,41 @@ WITH held AS (
   UNION
   SELECT h.subscription_id FROM mailhook.subscription_health AS h WHERE h.opened_at IS NOT NULL
 ),
--- What was due before the newest @max_held overflows.
+-- What was due before the newest @max_held overflows: by number, as what one statement dispatched is due at one time.
 bounded AS (
-  SELECT h.id, (
-    SELECT d.next_attempt_at
-    FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL
-      AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
-      AND (d.subscription_id, d.next_attempt_at) <= (h.id, 'infinity')
-    ORDER BY d.subscription_id DESC, d.next_attempt_at DESC
-    OFFSET @max_held::int
-    LIMIT 1) AS overflow_by
+  SELECT h.id, overflow.due_by, greatest(overflow.n, (
+    SELECT count(*) FROM (
+      SELECT FROM mailhook.deliveries AS d
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (h.id, statement_timestamp() - @max_age::interval)
+      LIMIT @max_rows::int
+    ) AS aged)) AS n
   FROM held AS h
+  CROSS JOIN LATERAL (
+    SELECT max(x.next_attempt_at) AS due_by, count(*) AS n
+    FROM (
+      SELECT d.next_attempt_at
+      FROM mailhook.deliveries AS d
+      WHERE d.lease_id IS NULL
+        AND (d.subscription_id, d.next_attempt_at) > (h.id, '-infinity')
+        AND (d.subscription_id, d.next_attempt_at) <= (h.id, 'infinity')
+      ORDER BY d.subscription_id DESC, d.next_attempt_at DESC
+      OFFSET @max_held::int
+      LIMIT @max_rows::int
+    ) AS x
+  ) AS overflow
 ),
 locked AS MATERIALIZED (
-  SELECT w.id, w.next_attempt_at, b.overflow_by
+  SELECT w.id, w.next_attempt_at
   FROM bounded AS b
   CROSS JOIN LATERAL (
     SELECT d.id, d.next_attempt_at FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
       AND (d.subscription_id, d.next_attempt_at) > (b.id, '-infinity')
-      AND (d.subscription_id, d.next_attempt_at) <= (b.id, greatest(statement_timestamp() - @max_age::interval, b.overflow_by))
+      AND (d.subscription_id, d.next_attempt_at) <= (b.id, greatest(statement_timestamp() - @max_age::interval, b.due_by))
     ORDER BY d.subscription_id, d.next_attempt_at
-    LIMIT @max_rows::int
+    LIMIT b.n
     FOR UPDATE SKIP LOCKED
   ) AS w
   LIMIT @max_rows::int

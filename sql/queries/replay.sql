@@ -35,7 +35,8 @@ removed AS (
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
-  SELECT p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), @id::uuid
+  -- A pair has several dead letters where its delivery was retried more than once.
+  SELECT DISTINCT ON (p.event_inserted_at, p.event_id) p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), @id::uuid
   FROM picked AS p
   WHERE NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
