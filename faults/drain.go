@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// drain waits until nothing is left to do: no row in outbox, no unfinished delivery. What remains at the deadline is
+// the answer to what is wrong.
+func (f *field) drain(ctx context.Context, within time.Duration) error {
+	began := time.Now()
+	deadline := began.Add(within)
+	for {
+		left, err := f.count(ctx, "SELECT (SELECT count(*) FROM mailhook.outbox) + (SELECT count(*) FROM mailhook.deliveries)")
+		if err == nil && left == 0 {
+			f.drained = time.Since(began)
+			return nil
+		}
+		if time.Now().After(deadline) {
+			f.problem("not drained within %v: %s", within, f.remains(ctx))
+			return nil
+		}
+		if !pause(ctx, 50*time.Millisecond) {
+			return errors.Join(errors.New("cut short while draining"), ctx.Err())
+		}
+	}
+}
+
+// remains says what is left, by who holds it.
+func (f *field) remains(ctx context.Context) string {
+	rows, err := f.pool.Query(ctx, `
+		SELECT count(*) || ' rows in outbox' FROM mailhook.outbox
+		UNION ALL
+		SELECT count(*) || ' deliveries ' || CASE
+			WHEN d.lease_id IS NULL AND d.next_attempt_at > now() THEN 'not yet due'
+			WHEN d.lease_id IS NULL THEN 'due'
+			WHEN w.id IS NULL THEN 'leased by a worker that is not registered'
+			ELSE 'leased by a worker seen ' || date_trunc('second', now() - w.seen_at) || ' ago' END
+		FROM mailhook.deliveries AS d LEFT JOIN mailhook.workers AS w ON w.id = d.leased_by
+		GROUP BY d.lease_id IS NULL, d.next_attempt_at > now(), w.id, w.seen_at`)
+	if err != nil {
+		return err.Error()
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(lines, ", ")
+}
+
+// settle waits until the workers have as many goroutines as they started with: those of connections, which are closed,
+// and of senders, which end after 10 s without work.
+func (f *field) settle(ctx context.Context) {
+	f.receiver.hangUp()
+	for _, p := range f.living() {
+		last := 0.0
+		err := eventually(ctx, 20*time.Second, "goroutines return", func() (bool, error) {
+			metrics, err := p.metrics(ctx)
+			last = metrics["go_goroutines"]
+			return err == nil && last <= p.goroutines+goroutineNoise, nil
+		})
+		if err != nil {
+			f.problem("goroutines of %s: %.0f at the start, %.0f after all was drained", p.name, p.goroutines, last)
+		}
+	}
+}
+
+// goroutineNoise is what a scrape and the sessions in use add: two for a connection of the pool that dials or checks.
+const goroutineNoise = 10
+
+// mostRSS is what a worker may take.
+const mostRSS = 256 << 20
+
+func (f *field) checkMemory() {
+	f.mu.Lock()
+	peak := f.peakRSS
+	f.mu.Unlock()
+	if peak > mostRSS {
+		f.problem("a worker took %d MiB, more than %d", peak>>20, mostRSS>>20)
+	}
+}
+
+// sumMetric adds a metric up over the workers that live.
+func (f *field) sumMetric(ctx context.Context, name string) (sum float64, err error) {
+	for _, p := range f.living() {
+		metrics, err := p.metrics(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("metrics of %s: %w", p.name, err)
+		}
+		sum += metrics[name]
+	}
+	return sum, nil
+}
