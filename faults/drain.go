@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -56,16 +57,19 @@ func (f *field) remains(ctx context.Context) string {
 // settle waits until the workers have as many goroutines as they started with: those of connections, which are closed,
 // and of senders, which end after 10 s without work.
 func (f *field) settle(ctx context.Context) {
-	f.receiver.hangUp()
 	for _, p := range f.living() {
 		last := 0.0
 		err := eventually(ctx, 20*time.Second, "goroutines return", func() (bool, error) {
+			f.receiver.hangUp() // each time: a connection that was never used counts as idle after 5 s
 			metrics, err := p.metrics(ctx)
 			last = metrics["go_goroutines"]
 			return err == nil && last <= p.goroutines+goroutineNoise, nil
 		})
 		if err != nil {
-			f.problem("goroutines of %s: %.0f at the start, %.0f after all was drained", p.name, p.goroutines, last)
+			p.asked.Store(true)
+			p.signal(syscall.SIGQUIT) // the stacks go into its log
+			<-p.ended
+			f.problem("goroutines of %s: %.0f at the start, %.0f after all was drained: see %s", p.name, p.goroutines, last, p.log)
 		}
 	}
 }

@@ -28,6 +28,7 @@ type field struct {
 	lasts    time.Duration // DURATION; 0 is the scenario's own
 	dir      string        // ledgers and logs
 	binary   string
+	plots    string // where they go: beside the report
 
 	server       *localpg.Server
 	pool         *pgxpool.Pool // the harness's own
@@ -67,7 +68,7 @@ type pair struct {
 
 // installField starts a PostgreSQL with fsync and stock durability, and installs mailhook by the real binary.
 func installField(ctx context.Context, s scenario, o options) (_ *field, err error) {
-	f := &field{scenario: s, scale: o.scale, seed: o.seed, lasts: o.duration, binary: o.binary, key: db.NewMasterKey(), began: time.Now()}
+	f := &field{scenario: s, scale: o.scale, seed: o.seed, lasts: o.duration, binary: o.binary, plots: filepath.Dir(o.report), key: db.NewMasterKey(), began: time.Now()}
 	if f.dir, err = os.MkdirTemp("", "mailhook-faults-"+s.name+"-"); err != nil {
 		return nil, err
 	}

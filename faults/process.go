@@ -52,24 +52,24 @@ func (f *field) command(ctx context.Context, args ...string) error {
 // startWorkers starts n workers and waits until each makes progress.
 func (f *field) startWorkers(ctx context.Context, n int) error {
 	for range n {
-		if _, err := f.startWorker(ctx); err != nil {
+		if err := f.startWorker(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *field) startWorker(ctx context.Context, args ...string) (*process, error) {
-	p, err := f.startProcess(ctx, append([]string{"worker"}, args...)...)
+func (f *field) startWorker(ctx context.Context) error {
+	p, err := f.startProcess(ctx, "worker")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.awaitReady(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	metrics, err := p.metrics(ctx)
 	p.goroutines = metrics["go_goroutines"]
-	return p, err
+	return err
 }
 
 // startProcess starts the binary and waits until it says where it listens.

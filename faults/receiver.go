@@ -93,7 +93,7 @@ func (r *receivers) close() {
 	r.server.Close() //nolint:errcheck // it was ours alone
 }
 
-// hangUp closes connections that nobody uses, so that workers keep no goroutine for them.
+// hangUp closes connections that nobody uses, so that workers keep no goroutines for them.
 func (r *receivers) hangUp() { r.server.SetKeepAlivesEnabled(false) }
 
 func (r *receivers) ServeHTTP(w http.ResponseWriter, request *http.Request) {
@@ -123,16 +123,17 @@ func (r *receivers) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		entry.Problem = err.Error()
 	}
 	entry.Key = envelope.Data.K
-	r.answer(w, s, entry)
+	r.answer(request.Context(), w, s, entry)
 }
 
 // answer behaves as the endpoint does at the moment.
-func (r *receivers) answer(w http.ResponseWriter, s *subscription, entry receipt) {
+func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *subscription, entry receipt) {
 	b := r.behaviour(s, entry.Key)
 	if b.delay > 0 {
 		r.wait(b.delay)
 	}
-	if b.manner == properly {
+	// Who has gone learns of no answer.
+	if b.manner == properly && sender.Err() == nil {
 		entry.Status = b.status
 	}
 	entry.Answered = r.field.at(time.Now())
@@ -142,6 +143,9 @@ func (r *receivers) answer(w http.ResponseWriter, s *subscription, entry receipt
 	}
 	if b.manner != properly {
 		r.misbehave(w, b.manner)
+		return
+	}
+	if entry.Status == 0 {
 		return
 	}
 	w.WriteHeader(b.status)

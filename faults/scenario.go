@@ -13,11 +13,10 @@ type scenario struct {
 	ci         bool // in the small version
 	named      bool // only by name
 
-	workers    int
-	workerArgs []string
-	breaks     string // what the broken binary leaves out (MAILHOOK_BREAK)
-	load       load
-	settings   map[string]string // of PostgreSQL
+	workers  int
+	breaks   string // what the broken binary leaves out (MAILHOOK_BREAK)
+	load     load
+	settings map[string]string // of PostgreSQL
 	// market makes the subscriptions; nil is the usual.
 	market func(context.Context, *field) error
 	run    func(context.Context, *field) error
@@ -40,7 +39,7 @@ func scenarios() []scenario {
 	return []scenario{
 		sigkill(), window(), sigterm(), sigstop(), terminate(), restart(),
 		poison(), deadEndpoints(), allDown(), churn(), snapshot(), million(), connections(),
-		proof(), nemesis(),
+		proof(), nemesis(), soak(),
 	}
 }
 
@@ -85,10 +84,8 @@ func (f *field) campaign(ctx context.Context, r *result) error {
 	if err := market(ctx, f); err != nil {
 		return err
 	}
-	for range s.workers {
-		if _, err := f.startWorker(ctx, s.workerArgs...); err != nil {
-			return err
-		}
+	if err := f.startWorkers(ctx, s.workers); err != nil {
+		return err
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()

@@ -32,7 +32,7 @@ func snapshot() scenario {
 		},
 		verify: func(ctx context.Context, f *field, c *checker) error {
 			last := released.Add(-f.seconds(30))
-			f.compare("the last half minute of the held snapshot", percentile(c.lateBetween(before, held), 0.99), percentile(c.lateBetween(last, released), 0.99))
+			f.compare("the last half minute of the held snapshot", p99(c.lateBetween(before, held)), p99(c.lateBetween(last, released)))
 			size, err := f.count(ctx, "SELECT pg_total_relation_size('mailhook.outbox') + pg_total_relation_size('mailhook.deliveries')")
 			f.note("outbox and deliveries %d MiB at the end", size>>20)
 			return err
@@ -67,8 +67,8 @@ func million() scenario {
 			return nil
 		},
 		verify: func(_ context.Context, f *field, c *checker) error {
-			f.note("live traffic: p99 %v before, %v beside it; drained after %v", percentile(c.lateBetween(before, began), 0.99).Round(time.Millisecond),
-				percentile(c.lateBetween(began, ended), 0.99).Round(time.Millisecond), f.drained.Round(time.Second))
+			f.note("live traffic: p99 %v before, %v beside it; drained after %v", p99(c.lateBetween(before, began)).Round(time.Millisecond),
+				p99(c.lateBetween(began, ended)).Round(time.Millisecond), f.drained.Round(time.Second))
 			return nil
 		},
 	}

@@ -54,7 +54,7 @@ func poison() scenario {
 			if int(kept) != poisoned || int(counted) != poisoned {
 				f.problem("%d poison rows written, %d in quarantine with a reason, %.0f counted", poisoned, kept, counted)
 			}
-			f.note("%d rows quarantined; p99 of the others %v", kept, percentile(c.lateBetween(f.began, time.Now()), 0.99).Round(time.Millisecond))
+			f.note("%d rows quarantined; p99 of the others %v", kept, p99(c.lateBetween(f.began, time.Now())).Round(time.Millisecond))
 			return err
 		},
 	}

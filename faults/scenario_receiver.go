@@ -43,7 +43,7 @@ func deadEndpoints() scenario {
 			return nil
 		},
 		verify: func(_ context.Context, f *field, c *checker) error {
-			f.compare("healthy endpoints beside dead ones", percentile(c.lateBetween(calm, broken), 0.99), percentile(c.lateBetween(broken, mended), 0.99))
+			f.compare("healthy endpoints beside dead ones", p99(c.lateBetween(calm, broken)), p99(c.lateBetween(broken, mended)))
 			return nil
 		},
 	}
@@ -104,7 +104,7 @@ func allDown() scenario {
 			if peak > 2*rate { // a second's worth may have been saved up
 				f.problem("an endpoint got %d requests within a second after it came back, its limit is %d/s", peak, rate)
 			}
-			late := percentile(c.lateBetween(up.Add(afterFault), end), 0.99)
+			late := p99(c.lateBetween(up.Add(afterFault), end))
 			f.note("p99 of what was committed 5 s after: %v", late.Round(time.Millisecond))
 			if late > time.Second {
 				f.problem("5 s after the endpoints came back, new events still take %v", late)
