@@ -39,6 +39,7 @@ type verdict struct {
 	events, receipts, lost, duplicates int
 	unrecorded                         int // requests without a row in attempts: sent, and then the worker died or was fenced
 	recovery                           time.Duration
+	netRecovery                        time.Duration // without the times in which the machine stood still
 }
 
 // lateness is how long after its commit a healthy pair was delivered.
@@ -65,7 +66,7 @@ func (f *field) check(ctx context.Context) (*checker, error) {
 	}
 	c.checkExpected()
 	c.checkFates()
-	c.verdict.recovery = c.recovery()
+	c.measureRecovery()
 	for _, t := range f.host.troubles() {
 		c.broken("a statement of the host failed or was blocked", "%s", t)
 	}
@@ -338,20 +339,21 @@ func (c *checker) checkFates() {
 	}
 }
 
-// recovery is how long the work that a fault held up took after it, the longest of all. For a kill that work is what the
-// worker had leased, and the time is from the kill to the recorded end. For any other fault it is what was committed before
-// the fault ended and had no end by then, for healthy endpoints; the time is from there, without further outages.
-func (c *checker) recovery() time.Duration {
-	longest := time.Duration(0)
+// measureRecovery finds how long the work that a fault held up took after it, the longest of all. For a kill that work is
+// what the worker had leased, and the time is from the kill to the recorded end. For any other fault it is what was
+// committed before the fault ended and had no end by then, for healthy endpoints; the time is from there, without further
+// outages.
+func (c *checker) measureRecovery() {
 	for p, x := range c.fates {
 		s := c.field.subscriptions[p.subscription]
 		if !s.healthy || x.ends == 0 {
 			continue
 		}
 		committed := c.field.began.Add(time.Duration(c.facts.committed[p.key].at) * time.Microsecond)
-		longest = max(longest, c.field.heldUp(p, committed, x.endedAt))
+		took := c.field.heldUp(p, committed, x.endedAt)
+		c.verdict.recovery = max(c.verdict.recovery, took)
+		c.verdict.netRecovery = max(c.verdict.netRecovery, took-c.field.stalled(x.endedAt.Add(-took), x.endedAt))
 	}
-	return longest
 }
 
 // heldUp is how long one pair took after the fault that held it up.
@@ -379,11 +381,13 @@ func (f *field) heldUp(p pair, committed, ended time.Time) (took time.Duration) 
 	return max(0, took)
 }
 
-// lateBetween are the latenesses of what was committed between two moments, sorted.
+// lateBetween are the latenesses of what was committed between two moments, sorted; without what was on its way while the
+// machine stood still.
 func (c *checker) lateBetween(from, to time.Time) []time.Duration {
 	var took []time.Duration
 	for _, l := range c.lateness {
-		if l.committed >= c.field.at(from) && l.committed < c.field.at(to) {
+		at := c.field.began.Add(time.Duration(l.committed) * time.Microsecond)
+		if !at.Before(from) && at.Before(to) && c.field.stalled(at.Add(-stallLimit), at.Add(l.took)) == 0 {
 			took = append(took, l.took)
 		}
 	}

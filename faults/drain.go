@@ -17,8 +17,9 @@ func (f *field) drain(ctx context.Context, within time.Duration) error {
 	began := time.Now()
 	deadline := began.Add(within)
 	for {
-		left, err := f.count(ctx, "SELECT (SELECT count(*) FROM mailhook.outbox) + (SELECT count(*) FROM mailhook.deliveries)")
-		if err == nil && left == 0 {
+		var left bool
+		err := f.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM mailhook.outbox) OR EXISTS (SELECT FROM mailhook.deliveries)").Scan(&left)
+		if err == nil && !left {
 			f.drained = time.Since(began)
 			return nil
 		}
@@ -26,7 +27,7 @@ func (f *field) drain(ctx context.Context, within time.Duration) error {
 			f.problem("not drained within %v: %s", within, f.remains(ctx))
 			return nil
 		}
-		if !pause(ctx, 50*time.Millisecond) {
+		if !pause(ctx, 100*time.Millisecond) {
 			return errors.Join(errors.New("cut short while draining"), ctx.Err())
 		}
 	}

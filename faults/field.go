@@ -45,7 +45,8 @@ type field struct {
 	mu       sync.Mutex
 	workers  []*process
 	faults   []fault
-	allowed  int // duplicates, the sum of what was in flight at each crash
+	stalls   []interval // of the machine
+	allowed  int        // duplicates, the sum of what was in flight at each crash
 	problems []string
 	notes    []string
 	peakRSS  int64
@@ -95,8 +96,8 @@ func installField(ctx context.Context, s scenario, o options) (_ *field, err err
 		return f, err
 	}
 	// The host's own record of a transaction, in its own table: what says later whether one committed whose answer was lost.
-	if err := f.exec(ctx, `CREATE ROLE host_app LOGIN IN ROLE mailhook_producer; CREATE SCHEMA host; CREATE TABLE host.transactions (number bigint PRIMARY KEY);
-		GRANT USAGE ON SCHEMA host TO host_app; GRANT INSERT ON host.transactions TO host_app`); err != nil {
+	if err := f.exec(ctx, `CREATE ROLE host_app LOGIN IN ROLE mailhook_producer; CREATE SCHEMA host; CREATE TABLE host.transactions (number bigint PRIMARY KEY); CREATE TABLE host.bystanders (at timestamptz);
+		GRANT USAGE ON SCHEMA host TO host_app; GRANT INSERT ON host.transactions, host.bystanders TO host_app`); err != nil {
 		return f, err
 	}
 	if err := f.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&f.installation); err != nil {
@@ -230,7 +231,7 @@ type subscription struct {
 	deleted   atomic.Bool
 }
 
-// An interval is a time in which a subscription should get nothing; to is zero while it lasts.
+// An interval is a time, such as one in which a subscription should get nothing; to is zero while it lasts.
 type interval struct{ from, to time.Time }
 
 // shortSchedule lets every schedule end within a scenario: 12 retries.

@@ -61,6 +61,7 @@ const (
 type trouble struct {
 	from, to time.Time
 	what     string
+	slow     bool // it succeeded
 }
 
 // tooLong is what no statement of a host takes for a reason of ours.
@@ -246,12 +247,12 @@ func (h *host) failed(began time.Time, what string, err error) {
 	if errors.As(err, &refused) {
 		text = refused.Code + " " + refused.Message
 	}
-	h.note(trouble{began, time.Now(), what + " failed: " + text})
+	h.note(trouble{began, time.Now(), what + " failed: " + text, false})
 }
 
 func (h *host) lasted(began time.Time, what string) {
 	if took := time.Since(began); took > tooLong {
-		h.note(trouble{began, time.Now(), fmt.Sprintf("%s took %v", what, took.Round(time.Millisecond))})
+		h.note(trouble{began, time.Now(), fmt.Sprintf("%s took %v", what, took.Round(time.Millisecond)), true})
 	}
 }
 
@@ -261,12 +262,12 @@ func (h *host) note(t trouble) {
 	h.trouble = append(h.trouble, t)
 }
 
-// troubles is what the host suffered for which no outage is an excuse.
+// troubles is what the host suffered for which no outage is an excuse, and no machine that stood still for others as well.
 func (h *host) troubles() (inexcusable []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, t := range h.trouble {
-		if !h.field.excused(t.from, t.to) {
+		if !h.field.excused(t.from, t.to) && (!t.slow || h.field.stalled(t.from, t.to) == 0) {
 			inexcusable = append(inexcusable, fmt.Sprintf("at %.1f s: %s", t.from.Sub(h.field.began).Seconds(), t.what))
 		}
 	}

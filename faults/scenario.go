@@ -90,6 +90,8 @@ func (f *field) campaign(ctx context.Context, r *result) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	go f.watchMemory(watching)
+	go f.watchLocks(watching)
+	go f.bystand(watching)
 
 	f.host.start(ctx, s.load)
 	broke := s.run(ctx, f)
@@ -109,9 +111,10 @@ func (f *field) campaign(ctx context.Context, r *result) error {
 	}
 	r.Events, r.Receipts, r.Lost, r.Duplicates = c.verdict.events, c.verdict.receipts, c.verdict.lost, c.verdict.duplicates
 	r.Recovery = c.verdict.recovery.Seconds()
-	if s.recovery > 0 && c.verdict.recovery > s.recovery {
-		f.problem("recovery took %v, more than %v", c.verdict.recovery.Round(10*time.Millisecond), s.recovery)
+	if s.recovery > 0 && c.verdict.netRecovery > s.recovery {
+		f.problem("recovery took %v, more than %v", c.verdict.netRecovery.Round(10*time.Millisecond), s.recovery)
 	}
+	f.tellStalls()
 	if s.verify != nil {
 		if err := s.verify(ctx, f, c); err != nil {
 			return err

@@ -9,6 +9,9 @@ import (
 // keylessAccount has a subscription without a secret: each of its attempts fails before it is sent.
 const keylessAccount = "keyless"
 
+// mostDelayed is what others may have to wait for poison: each such row costs some dispatches.
+const mostDelayed = 5 * time.Second
+
 // poison puts rows at the head of every queue that cannot be processed: outbox rows that a known limit refuses, outbox rows
 // whose dispatch fails with a data error, and deliveries that cannot be signed.
 func poison() scenario {
@@ -54,7 +57,11 @@ func poison() scenario {
 			if int(kept) != poisoned || int(counted) != poisoned {
 				f.problem("%d poison rows written, %d in quarantine with a reason, %.0f counted", poisoned, kept, counted)
 			}
-			f.note("%d rows quarantined; p99 of the others %v", kept, p99(c.lateBetween(f.began, time.Now())).Round(time.Millisecond))
+			late := p99(c.lateBetween(f.began, time.Now()))
+			f.note("%d rows quarantined; p99 of the others %v", kept, late.Round(time.Millisecond))
+			if late > mostDelayed {
+				f.problem("p99 of the events beside poison is %v, more than %v", late, mostDelayed)
+			}
 			return err
 		},
 	}
