@@ -340,7 +340,8 @@ func (c *checker) checkFates() {
 }
 
 // measureRecovery finds how long the work that a fault held up took after it, the longest of all. For a kill that work is
-// what the worker had leased, and the time is from the kill to the recorded end. For any other fault it is what was
+// what the worker had leased, and the time is from the kill to the recorded end; when all workers are killed before that,
+// from there, for nobody remembers how long a heartbeat has stood. For any other fault it is what was
 // committed before the fault ended and had no end by then, for healthy endpoints; the time is from there, without further
 // outages.
 func (c *checker) measureRecovery() {
@@ -361,10 +362,9 @@ func (f *field) heldUp(p pair, committed, ended time.Time) (took time.Duration) 
 	var from time.Time
 	for _, x := range f.faults {
 		switch {
+		case x.stranded[p], x.everybody && !from.IsZero() && x.to.Before(ended):
+			from = later(from, x.to) // again: from the last
 		case x.stranded != nil:
-			if x.stranded[p] {
-				from = later(from, x.to) // killed again: from the last
-			}
 		case from.IsZero() && !x.to.Before(committed):
 			from = x.to
 		}

@@ -91,7 +91,7 @@ func TestRecoveryCountsFromTheFaultThatHeldUp(t *testing.T) {
 	c, _ := checkerOfOne(t)
 	f, p := c.field, pair{0, 1}
 	at := func(s float64) time.Time { return f.began.Add(time.Duration(s * float64(time.Second))) }
-	f.faults = []fault{{from: at(10), to: at(12), outage: true}, {from: at(20), to: at(23), outage: true}, {from: at(30), to: at(30), stranded: map[pair]bool{{0, 2}: true}}}
+	f.faults = []fault{{from: at(10), to: at(12), outage: true}, {from: at(20), to: at(23), outage: true}, {from: at(30), to: at(30), stranded: map[pair]bool{{0, 2}: true}}, {from: at(50), to: at(50), stranded: map[pair]bool{}, everybody: true}}
 	for _, test := range []struct {
 		pair             pair
 		committed, ended float64
@@ -102,6 +102,8 @@ func TestRecoveryCountsFromTheFaultThatHeldUp(t *testing.T) {
 		{p, 9, 25, 10 * time.Second}, // 13 s, of which 3 were another outage
 		{p, 13, 15, 0},
 		{pair{0, 2}, 29, 46, 16 * time.Second},
+		{pair{0, 2}, 29, 66, 16 * time.Second}, // from when nobody was left to rescue
+		{p, 29, 66, 0},
 		{p, 29, 46, 0}, // not of the killed worker
 	} {
 		if got := f.heldUp(test.pair, at(test.committed), at(test.ended)); got != test.want {

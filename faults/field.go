@@ -59,6 +59,8 @@ type fault struct {
 	outage   bool // the database could not be reached: the host's errors are ours to excuse
 	// stranded is what a killed worker held; recovery is then measured of these alone.
 	stranded map[pair]bool
+	// everybody: no worker was left to see the others' heartbeats stand still, so a rescue begins anew.
+	everybody bool
 }
 
 // A pair is an event, by its key, and a subscription, by its number.

@@ -1,7 +1,8 @@
 // Command faults breaks what can break, on purpose, and proves by ledgers that no event is lost: a private PostgreSQL for
 // each scenario, workers that are the real binary, a host and receivers that write down what they did.
 //
-//	make faults                          every scenario; writes docs/reliability.md
+//	make faults                          every scenario but soak; writes docs/reliability.md
+//	make faults SCENARIO=soak            an hour; adds its row to docs/reliability.md, and plots beside it
 //	make faults SCENARIO=sigkill,stop    some of them; only prints
 //	make faults-ci                       a small version of some, within 6 minutes
 //
@@ -106,8 +107,9 @@ func run(ctx context.Context) error {
 			red++
 		}
 	}
-	if whole := len(o.names) == 0 && !o.ci && o.scale == 1 && o.report != ""; whole && ctx.Err() == nil {
-		if err := writeReport(o, about(), results); err != nil {
+	whole := len(o.names) == 0 || slices.Equal(o.names, []string{"soak"})
+	if whole && !o.ci && o.scale == 1 && o.report != "" && ctx.Err() == nil {
+		if err := writeReport(o.report, results); err != nil {
 			return err
 		}
 	}
@@ -143,7 +145,7 @@ func choose(o options) ([]scenario, error) {
 
 // runAll runs the scenarios, some at a time, and answers them in their own order. The longest begin first.
 func runAll(ctx context.Context, chosen []scenario, o options) []result {
-	results := make([]result, len(chosen))
+	results, of := make([]result, len(chosen)), about(o.lanes)
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range o.lanes {
@@ -151,6 +153,7 @@ func runAll(ctx context.Context, chosen []scenario, o options) []result {
 			for i := range next {
 				progress("%s: %s", chosen[i].name, chosen[i].what)
 				results[i] = chosen[i].execute(ctx, o)
+				results[i].Again, results[i].Of = o.again(chosen[i].name), of
 				fmt.Fprintln(os.Stderr, results[i].line())
 			}
 		})
@@ -165,13 +168,25 @@ func runAll(ctx context.Context, chosen []scenario, o options) []result {
 	return results
 }
 
-// about says where and of what the report was made.
-func about() string {
+// again is the command that repeats a scenario.
+func (o options) again(name string) string {
+	command := fmt.Sprintf("make faults SCENARIO=%s SEED=%d", name, o.seed)
+	if o.scale != 1 {
+		command += fmt.Sprintf(" SCALE=%v", o.scale)
+	}
+	if o.duration > 0 {
+		command += fmt.Sprintf(" DURATION=%v", o.duration)
+	}
+	return command
+}
+
+// about says where and of what rows of the report were made.
+func about(lanes int) string {
 	commit, err := exec.CommandContext(context.Background(), "git", "rev-parse", "--short=12", "HEAD").Output()
 	if err != nil {
 		commit = []byte("unknown")
 	}
 	postgres, _ := exec.CommandContext(context.Background(), os.Getenv("MAILHOOK_PG_BIN")+"/postgres", "--version").Output() //nolint:gosec // as make found it
-	return fmt.Sprintf("%s, commit %s, %d cores, %s, %s.", time.Now().UTC().Format("2006-01-02"), strings.TrimSpace(string(commit)), runtime.NumCPU(),
-		strings.TrimSpace(string(postgres)), runtime.Version())
+	return fmt.Sprintf("%s, commit %s, %d cores, %s, %s, %d at a time:", time.Now().UTC().Format("2006-01-02"), strings.TrimSpace(string(commit)), runtime.NumCPU(),
+		strings.TrimSpace(string(postgres)), runtime.Version(), lanes)
 }

@@ -230,11 +230,10 @@ func (f *field) numbers() map[uuid.UUID]int {
 
 // crash kills workers by SIGKILL, all at once, and notes what they held: it may be sent twice, and it must move on.
 func (f *field) crash(ctx context.Context, victims ...*process) error {
-	now := time.Now()
+	now, stranded := time.Now(), map[pair]bool{}
 	for _, p := range victims {
 		p.signal(syscall.SIGKILL)
 	}
-	stranded := map[pair]bool{}
 	for _, p := range victims {
 		<-p.ended
 		held, err := f.held(ctx, p.cmd.Process.Pid)
@@ -246,7 +245,8 @@ func (f *field) crash(ctx context.Context, victims ...*process) error {
 		}
 	}
 	f.allow(len(stranded))
-	f.faulty(fault{from: now, to: now, stranded: stranded})
+	everybody := len(f.living()) == 0
+	f.faulty(fault{from: now, to: now, stranded: stranded, everybody: everybody})
 	return nil
 }
 
