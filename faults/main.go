@@ -8,7 +8,7 @@
 //
 // Exit 1 if an invariant is broken. More of the environment:
 //
-//	SEED=7           the seed of all that is random; without it one of the clock, which is printed
+//	SEED=7           the seed of all that is random; without it one of the clock, which is printed (1 in the small version)
 //	SCALE=0.3        less time and fewer events
 //	DURATION=1h      of nemesis and soak
 //	LANES=3          how many scenarios run at one time
@@ -62,7 +62,7 @@ func parse() (o options, err error) {
 	flag.Parse()
 	o.seed, o.scale, o.lanes = uint64(time.Now().UnixNano())%1_000_000, 1, 1
 	if o.ci {
-		o.scale, o.lanes = 0.25, 3
+		o.seed, o.scale, o.lanes = 1, 0.25, 3 // always the same, so that a red gate is a change of ours
 	}
 	if names := os.Getenv("SCENARIO"); names != "" {
 		o.names = strings.Split(names, ",")

@@ -31,13 +31,13 @@ func poison() scenario {
 				return err
 			}
 			// Before any worker runs, so that they are the head.
-			n, err := f.addPoison(ctx, 40)
+			n, err := f.addPoison(ctx, f.scaled(40, 1))
 			poisoned = n
 			return err
 		},
 		run: func(ctx context.Context, f *field) error {
 			for range f.scaled(20, 5) {
-				n, err := f.addPoison(ctx, 4)
+				n, err := f.addPoison(ctx, f.scaled(4, 1))
 				if err != nil || !pause(ctx, time.Second) {
 					return err
 				}
