@@ -2,6 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -76,7 +80,30 @@ func (f *field) watchLocks(ctx context.Context) {
 			}
 		}
 		seen = now
+		f.logSlow(ctx)
 	}
+}
+
+// logSlow writes down the statements of workers that run for more than a second, and what they wait for: where to look
+// first when something is late.
+func (f *field) logSlow(ctx context.Context) {
+	rows, err := f.pool.Query(ctx, `
+		SELECT format('%s %s pid %s for %s, %s %s, behind %s: %s', now(), a.application_name, a.pid, now() - a.query_start, a.wait_event_type, a.wait_event, pg_blocking_pids(a.pid), left(a.query, 40))
+		FROM pg_stat_activity AS a
+		WHERE a.application_name LIKE 'mailhook%' AND a.state = 'active' AND now() - a.query_start > '1 second'`)
+	if err != nil {
+		return // an outage
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(lines) == 0 {
+		return
+	}
+	file, err := os.OpenFile(filepath.Join(f.dir, "slow-statements.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	if err != nil {
+		return
+	}
+	defer file.Close() //nolint:errcheck // for people
+	fmt.Fprintln(file, strings.Join(lines, "\n"))
 }
 
 // tellStalls says how much of a run is no measure.

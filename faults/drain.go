@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -88,6 +89,26 @@ func (f *field) checkMemory() {
 	if peak > mostRSS {
 		f.problem("a worker took %d MiB, more than %d", peak>>20, mostRSS>>20)
 	}
+}
+
+// sessionsOfWorker is what one worker has, as it says at its start: --connections and one that listens.
+const sessionsOfWorker = 7
+
+// mostLog is what a worker may log in a scenario: an outage must not fill a disk.
+const mostLog = 1 << 20
+
+// checkFrugality: no worker has more sessions than it said, and none has flooded its log.
+func (f *field) checkFrugality(ctx context.Context) error {
+	sessions, err := f.count(ctx, "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('mailhook worker', 'mailhook listener')")
+	if most := sessionsOfWorker * len(f.living()); int(sessions) > most {
+		f.problem("%d sessions of workers, more than %d", sessions, most)
+	}
+	for _, p := range f.processes() {
+		if about, err := os.Stat(p.log); err == nil && about.Size() > mostLog {
+			f.problem("%s has logged %d bytes", p.name, about.Size())
+		}
+	}
+	return err
 }
 
 // sumMetric adds a metric up over the workers that live.

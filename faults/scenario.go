@@ -122,5 +122,5 @@ func (f *field) campaign(ctx context.Context, r *result) error {
 	}
 	f.settle(ctx)
 	f.checkMemory()
-	return nil
+	return f.checkFrugality(ctx)
 }

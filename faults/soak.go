@@ -120,6 +120,10 @@ func (f *field) sample(ctx context.Context, interval time.Duration) (samples []s
 	return samples
 }
 
+// settled is the least that a soak must last: connections to receivers, which are kept for a minute, and the files of tables
+// come to their size in the first minutes.
+const settled = 20 * time.Minute
+
 // judge fits a line to a quantity, without the first tenth, in which caches fill, and plots it. It grows when the line rises
 // by more than nothing, and by more than three standard errors of its slope.
 func (f *field) judge(q quantity, samples []sample) error {
@@ -135,7 +139,9 @@ func (f *field) judge(q quantity, samples []sample) error {
 	start, slope, deviation := fit(hours, values)
 	rise := slope * (hours[len(hours)-1] - hours[0])
 	f.note("%s: %.1f at the start, slope %.2f ± %.2f an hour", q.name, start+slope*hours[0], slope, 3*deviation)
-	if slope > 3*deviation && rise > q.nothing {
+	if f.duration(time.Hour) < settled {
+		f.problem("too short to say whether the %s grows", q.name)
+	} else if slope > 3*deviation && rise > q.nothing {
 		f.problem("the %s grows: by %.1f in %.0f minutes", q.name, rise, 60*(hours[len(hours)-1]-hours[0]))
 	}
 	return f.plot(q, hours, values, start, slope)
