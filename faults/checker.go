@@ -384,10 +384,15 @@ func (f *field) heldUp(p pair, committed, ended time.Time) (took time.Duration) 
 // lateBetween are the latenesses of what was committed between two moments, sorted; without what was on its way while the
 // machine stood still.
 func (c *checker) lateBetween(from, to time.Time) []time.Duration {
+	return c.lateDuring([]interval{{from, to}})
+}
+
+func (c *checker) lateDuring(times []interval) []time.Duration {
 	var took []time.Duration
 	for _, l := range c.lateness {
 		at := c.field.began.Add(time.Duration(l.committed) * time.Microsecond)
-		if !at.Before(from) && at.Before(to) && c.field.stalled(at.Add(-stallLimit), at.Add(l.took)) == 0 {
+		within := func(x interval) bool { return !at.Before(x.from) && at.Before(x.to) }
+		if slices.ContainsFunc(times, within) && c.field.stalled(at.Add(-stallLimit), at.Add(l.took)) == 0 {
 			took = append(took, l.took)
 		}
 	}

@@ -98,7 +98,7 @@ func (f *field) logSlow(ctx context.Context) {
 	if err != nil || len(lines) == 0 {
 		return
 	}
-	file, err := os.OpenFile(filepath.Join(f.dir, "slow-statements.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // a path of ours
+	file, err := os.OpenFile(filepath.Join(f.dir, "slow-statements.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return
 	}

@@ -2,7 +2,7 @@
 // each scenario, workers that are the real binary, a host and receivers that write down what they did.
 //
 //	make faults                          every scenario but soak; writes docs/reliability.md
-//	make faults SCENARIO=soak            an hour; adds its row to docs/reliability.md, and plots beside it
+//	make faults SCENARIO=soak KEEP=1     an hour; adds its row to docs/reliability.md, and plots beside it
 //	make faults SCENARIO=sigkill,stop    some of them; only prints
 //	make faults-ci                       a small version of some, within 6 minutes
 //
@@ -12,6 +12,7 @@
 //	SCALE=0.3        less time and fewer events
 //	DURATION=1h      of nemesis and soak
 //	LANES=3          how many scenarios run at one time
+//	KEEP=1           the rows of named scenarios go into the report, too, in place of those that are there
 //	REPORT=file      where the report of a whole run goes
 //	MAILHOOK_BIN     the binary that is tested; MAILHOOK_BROKEN_BIN the one with the tag broken, for proof
 //	MAILHOOK_PG_BIN  the directory of PostgreSQL's binaries
@@ -107,8 +108,8 @@ func run(ctx context.Context) error {
 			red++
 		}
 	}
-	whole := len(o.names) == 0 || slices.Equal(o.names, []string{"soak"})
-	if whole && !o.ci && o.scale == 1 && o.report != "" && ctx.Err() == nil {
+	keep := len(o.names) == 0 || os.Getenv("KEEP") != ""
+	if keep && !o.ci && o.scale == 1 && o.report != "" && ctx.Err() == nil {
 		if err := writeReport(o.report, results); err != nil {
 			return err
 		}

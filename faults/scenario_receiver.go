@@ -5,16 +5,17 @@ import (
 	"time"
 )
 
-// deadEndpoints compares healthy endpoints beside others that are dead with the same in a calm time before.
+// deadEndpoints compares healthy endpoints beside others that are dead with the same in calm times, in turns.
 func deadEndpoints() scenario {
-	var calm, broken, mended time.Time
+	const timeout = 5 * time.Second
+	var calm, broken []interval
 	return scenario{
 		name: "dead-endpoints", what: "30 % of endpoints blackholed, 20 % failing, 10 % dripping", ci: true,
 		workers: 2, load: usualLoad(), drain: 2 * time.Minute,
 		market: func(ctx context.Context, f *field) error {
 			for i := range accounts {
 				// Of twenty accounts with one subscription each: 6 are blackholed, 4 failing, 2 dripping, 8 healthy.
-				if _, err := f.subscribe(ctx, &subscription{account: account(i), types: []string{"*"}, healthy: i >= 12, timeout: 5 * time.Second}); err != nil {
+				if _, err := f.subscribe(ctx, &subscription{account: account(i), types: []string{"*"}, healthy: i >= 12, timeout: timeout}); err != nil {
 					return err
 				}
 			}
@@ -22,31 +23,43 @@ func deadEndpoints() scenario {
 		},
 		run: func(ctx context.Context, f *field) error {
 			pause(ctx, 2*time.Second)
-			calm = time.Now()
-			pause(ctx, f.seconds(30))
-			broken = time.Now()
-			for i, s := range f.subscriptions[:12] {
-				switch {
-				case i < 6:
-					s.behave(behaviour{manner: blackholed})
-				case i < 10:
-					s.behave(behaviour{status: 500})
-				default:
-					s.behave(behaviour{manner: dripping})
+			for range 3 {
+				calm = append(calm, f.lasting(ctx, f.seconds(15)))
+				f.breakEndpoints(f.subscriptions[:12])
+				broken = append(broken, f.lasting(ctx, f.seconds(25)))
+				for _, s := range f.subscriptions {
+					s.behave(behaviour{})
 				}
-			}
-			pause(ctx, f.seconds(60))
-			mended = time.Now()
-			for _, s := range f.subscriptions {
-				s.behave(behaviour{})
+				pause(ctx, timeout+time.Second) // until no request waits for a dead one
 			}
 			return nil
 		},
 		verify: func(_ context.Context, f *field, c *checker) error {
-			f.compare("healthy endpoints beside dead ones", p99(c.lateBetween(calm, broken)), p99(c.lateBetween(broken, mended)))
+			f.compare("healthy endpoints beside dead ones", p99(c.lateDuring(calm)), p99(c.lateDuring(broken)))
 			return nil
 		},
 	}
+}
+
+// breakEndpoints: a half of them blackholed, a third failing, a sixth dripping.
+func (f *field) breakEndpoints(some []*subscription) {
+	for i, s := range some {
+		switch {
+		case i < len(some)/2:
+			s.behave(behaviour{manner: blackholed})
+		case i < len(some)*5/6:
+			s.behave(behaviour{status: 500})
+		default:
+			s.behave(behaviour{manner: dripping})
+		}
+	}
+}
+
+// lasting waits, and answers when.
+func (f *field) lasting(ctx context.Context, d time.Duration) interval {
+	from := time.Now()
+	pause(ctx, d)
+	return interval{from, time.Now()}
 }
 
 // mostSlower is what healthy endpoints may suffer from others.
