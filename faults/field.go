@@ -80,6 +80,9 @@ func installField(ctx context.Context, s scenario, o options) (_ *field, err err
 		return nil, err
 	}
 	settings := map[string]string{"max_wal_size": "1GB", "shared_buffers": "128MB", "max_connections": "120"}
+	if os.Getenv("EXPLAIN") != "" {
+		settings["session_preload_libraries"], settings["auto_explain.log_min_duration"] = "auto_explain", "1s"
+	}
 	for name, value := range s.settings {
 		settings[name] = value
 	}

@@ -11,6 +11,7 @@
 //	SEED=7           the seed of all that is random; without it one of the clock, which is printed (1 in the small version)
 //	SCALE=0.3        less time and fewer events
 //	DURATION=1h      of nemesis and soak
+//	EXPLAIN=1        the plans of statements over a second go into the log of PostgreSQL (auto_explain)
 //	LANES=3          how many scenarios run at one time
 //	KEEP=1           the rows of named scenarios go into the report, too, in place of those that are there
 //	REPORT=file      where the report of a whole run goes

@@ -65,6 +65,9 @@ func (f *field) lasting(ctx context.Context, d time.Duration) interval {
 // mostSlower is what healthy endpoints may suffer from others.
 const mostSlower = 1.5
 
+// mostCalm is what an event takes at most where nothing is broken, on a busy machine, too.
+const mostCalm = time.Second
+
 // compare holds a p99 with a fault against one without. Below floor nobody suffers: on a machine that others use, a few
 // milliseconds are noise.
 func (f *field) compare(what string, without, with time.Duration) {
@@ -75,6 +78,8 @@ func (f *field) compare(what string, without, with time.Duration) {
 	}
 	if without == 0 || with == 0 {
 		f.problem("nothing to compare for %s", what)
+	} else if without > mostCalm {
+		f.problem("p99 without the fault is %v: that is no calm time to compare %s with", without, what)
 	} else if float64(with) > mostSlower*float64(without) && with > floor {
 		f.problem("p99 of %s is %v, without the fault %v", what, with, without)
 	}
