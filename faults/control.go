@@ -88,7 +88,7 @@ func (f *field) watchLocks(ctx context.Context) {
 // first when something is late.
 func (f *field) logSlow(ctx context.Context) {
 	rows, err := f.pool.Query(ctx, `
-		SELECT format('%s %s pid %s for %s, %s %s, behind %s: %s', now(), a.application_name, a.pid, now() - a.query_start, a.wait_event_type, a.wait_event, pg_blocking_pids(a.pid), left(a.query, 40))
+		SELECT format('%s %s pid %s for %s, %s %s, behind %s: %s', now(), a.application_name, a.pid, now() - a.query_start, a.wait_event_type, a.wait_event, pg_blocking_pids(a.pid), split_part(a.query, chr(10), 1))
 		FROM pg_stat_activity AS a
 		WHERE a.application_name LIKE 'mailhook%' AND a.state = 'active' AND now() - a.query_start > '1 second'`)
 	if err != nil {
