@@ -9,13 +9,14 @@ GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 # Tools are pinned in a module of their own, so that their dependencies never reach the product.
 TOOLS := $(BIN)/.built
 
-.PHONY: help build demo test check lint generate generated bench vuln clean
+.PHONY: help build demo test check lint generate generated bench faults faults-ci faults-build vuln clean
 
 help:
 	@echo "make demo      see it work: private PostgreSQL, mail platform, worker, receivers, ledger"
 	@echo "make test      all tests, against a real PostgreSQL (PG=18 for another version)"
 	@echo "make check     the whole gate: format, vet, lint, generated code, tests with -race"
 	@echo "make bench     throughput, latency and cost on this machine, beside River (ROW=throughput for one row)"
+	@echo "make faults    break what can break, prove by ledgers that nothing is lost (SCENARIO=, SEED=, SCALE=)"
 	@echo "make generate  regenerate db/*.sql.go from sql/queries"
 	@echo "make build     .bin/mailhook"
 
@@ -31,6 +32,7 @@ test:
 check: lint generated
 	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -count=1 -timeout 15m ./...
 	cd bench && go test -count=1 ./...
+	cd faults && go test -count=1 ./...
 
 lint: $(TOOLS)
 	@unformatted=$$(gofmt -l $(GO_FILES)); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
@@ -38,7 +40,8 @@ lint: $(TOOLS)
 	$(BIN)/golangci-lint run ./...
 	go mod tidy -diff
 	GOOS=darwin go build -o /dev/null ./...
-	cd bench && go vet ./... && go mod tidy -diff && $(BIN)/golangci-lint run --config ../.golangci.yml ./...
+	go vet -tags broken ./worker
+	for module in bench faults; do (cd $$module && go vet ./... && go mod tidy -diff && $(BIN)/golangci-lint run --config ../.golangci.yml ./...) || exit 1; done
 
 generate: $(TOOLS)
 	$(BIN)/sqlc generate
@@ -50,6 +53,20 @@ generated: $(TOOLS)
 bench: build
 	cd bench && go build -o $(BIN)/bench .
 	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin MAILHOOK_BIN=$(BIN)/mailhook RESULTS=$(CURDIR)/bench $(BIN)/bench
+
+# SCENARIO=, SEED=, SCALE=, DURATION= and LANES= reach it through the environment: see faults/main.go.
+FAULTS = bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin MAILHOOK_BIN=$(BIN)/mailhook MAILHOOK_BROKEN_BIN=$(BIN)/mailhook-broken REPORT=$(CURDIR)/docs/reliability.md $(BIN)/faults
+
+faults-build: build
+	go build -tags broken -o $(BIN)/mailhook-broken ./cmd/mailhook
+	cd faults && go build -o $(BIN)/faults .
+
+faults: faults-build
+	@$(FAULTS)
+
+# A small version of some scenarios, within 6 minutes.
+faults-ci: faults-build
+	@$(FAULTS) -ci
 
 # Not part of check: it asks a database on the internet, which a gate should not depend on.
 vuln:

@@ -89,10 +89,10 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	w := &Worker{
 		cfg:  cfg,
 		pool: pool,
-		q:    db.New(pool),
+		q:    db.New(sessions(pool)),
 
 		urgentPool: urgentPool,
-		urgentQ:    db.New(urgentPool),
+		urgentQ:    db.New(sessions(urgentPool)),
 
 		leases:   newLeases(),
 		client:   newClient(cfg),
