@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"mailhook/db"
 )
@@ -21,11 +20,11 @@ import (
 // carry), rescue (nobody takes over the leases of dead workers) or record (the deletion of deliveries commits on its own,
 // a moment before the attempts are written). make faults SCENARIO=proof shows that the campaign notices each.
 type broken struct {
-	*pgxpool.Pool
+	*db.Pool
 	safeguard string
 }
 
-func sessions(pool *pgxpool.Pool) db.DBTX { return broken{pool, os.Getenv("MAILHOOK_BREAK")} }
+func sessions(pool *db.Pool) db.DBTX { return broken{pool, os.Getenv("MAILHOOK_BREAK")} }
 
 // gap is how long the broken record leaves between its two transactions.
 const gap = 200 * time.Millisecond

@@ -2,11 +2,7 @@
 
 package worker
 
-import (
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"mailhook/db"
-)
+import "mailhook/db"
 
 // sessions is where the build with the tag broken leaves a safeguard out, to prove that make faults would notice.
-func sessions(pool *pgxpool.Pool) db.DBTX { return pool }
+func sessions(pool *db.Pool) db.DBTX { return pool }
