@@ -111,7 +111,7 @@ types AS MATERIALIZED (
   SELECT d.event_type, ARRAY(
     SELECT node.event_type
     FROM unnest(mailhook.event_type_ancestors(d.event_type)) AS node (event_type)
-    WHERE EXISTS (SELECT FROM mailhook.subscription_event_types AS t WHERE t.event_type = node.event_type)) AS nodes
+    WHERE (SELECT t.event_type FROM mailhook.subscription_event_types AS t WHERE t.event_type = node.event_type LIMIT 1) IS NOT NULL) AS nodes
   FROM (SELECT DISTINCT c.event_type FROM checked AS c WHERE c.refused IS NULL) AS d
 ),
 keyed AS (
@@ -167,7 +167,13 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
     OFFSET 0
   ) AS named
-  JOIN mailhook.subscriptions AS s ON s.id = named.subscription_id
+  CROSS JOIN LATERAL (
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.filter_sending_domain, b.filter_sending_node,
+      b.filter_bridge, b.filter_dedicated_ip
+    FROM mailhook.subscriptions AS b
+    WHERE b.id = named.subscription_id
+    OFFSET 0
+  ) AS s
   LEFT JOIN LATERAL (
     SELECT y.opened_at, y.wait_until, y.in_flight_limit, y.slowed_at
     FROM mailhook.subscription_health AS y

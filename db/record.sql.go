@@ -60,28 +60,40 @@ WITH outcomes AS MATERIALIZED (
     unnest($11::bigint[]) AS retry_after_ms,
     unnest($12::bytea[]) AS excerpt
 ),
-delivered AS (
+held AS MATERIALIZED (
+  SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.suspends, o.slows, o.retry_after_ms
+  FROM outcomes AS o
+  CROSS JOIN LATERAL (
+    SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt, x.created_at
+    FROM mailhook.deliveries AS x
+    WHERE x.id = o.delivery_id AND x.lease_id IS NOT DISTINCT FROM o.lease_id
+    OFFSET 0
+  ) AS d
+),
+removed AS (
   DELETE FROM mailhook.deliveries AS d
-  USING outcomes AS o
-  WHERE (o).delivered AND d.id = (o).delivery_id AND d.lease_id = (o).lease_id
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    -- In brackets, for sqlc to look away: it does not know the columns of USING.
-    (o).id_tail AS id_tail, (o).outcome AS outcome, (o).status_code AS status_code, (o).age_ms AS age_ms, (o).duration_ms AS duration_ms,
-    (o).excerpt AS excerpt
+  WHERE d.id = ANY (ARRAY(SELECT h.id FROM held AS h WHERE h.delivered))
+    AND coalesce(d.lease_id = ANY (ARRAY(SELECT h.lease_id FROM held AS h WHERE h.delivered)), false)
+  RETURNING d.id
+),
+delivered AS MATERIALIZED (
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.suspends, h.slows, h.retry_after_ms, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
 ),
 failed AS MATERIALIZED (
-  SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at,
-    d.lease_id, o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.suspends, o.slows, o.retry_after_ms
-  FROM outcomes AS o
-  JOIN mailhook.deliveries AS d ON d.id = o.delivery_id AND d.lease_id = o.lease_id
-  WHERE NOT o.delivered
-  FOR UPDATE OF d
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.suspends, h.slows, h.retry_after_ms
+  FROM held AS h
+  CROSS JOIN LATERAL (
+    SELECT x.id FROM mailhook.deliveries AS x WHERE x.id = h.id AND x.lease_id IS NOT DISTINCT FROM h.lease_id FOR UPDATE
+  ) AS locked
+  WHERE NOT h.delivered
 ),
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
     g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
     NULL::bigint AS retry_after_ms, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
   FROM delivered AS g
+  WHERE g.is_removed
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
     f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.lease_id, f.suspends, f.slows,
@@ -115,10 +127,12 @@ ended AS (
   WHERE d.id = ANY (ARRAY(SELECT x.id FROM decided AS x WHERE x.ended_as <> 'delivered'))
 ),
 put_off AS (
-  UPDATE mailhook.deliveries AS d
-  SET attempt = x.attempt + 1, next_attempt_at = x.next_attempt_at, last_outcome = x.outcome, leased_by = NULL, lease_id = NULL
+  INSERT INTO mailhook.deliveries AS d (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, next_attempt_at, last_outcome, created_at)
+  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.next_attempt_at, x.outcome, x.created_at
   FROM decided AS x
-  WHERE d.id = x.id AND x.ended_as IS NULL
+  WHERE x.ended_as IS NULL
+  ON CONFLICT (id) DO UPDATE
+  SET attempt = excluded.attempt, next_attempt_at = excluded.next_attempt_at, last_outcome = excluded.last_outcome, leased_by = NULL, lease_id = NULL
 ),
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
@@ -293,7 +307,12 @@ type RecordRow struct {
 //
 // What to do is decided by the caller (outcome.go): @delivered, @suspends and @slows. When to do it is computed here, by
 // the database's clock: @age_ms is how long before this statement the attempt began.
-// A delivered one needs no decision: the deletion is its fence.
+// OFFSET 0 here and below: each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it
+// would then read the whole table, whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let
+// it read the whole partial index of what is leased.
+// A delivered one needs no lock to decide: the deletion is its fence. A row whose lease was taken away since this
+// statement began has none of the batch's leases.
+// An upsert, because it finds each row by its key in any case. All of them are there: they are locked.
 // What the batch says of each subscription.
 // Its health before, locked in id order: two workers that record for the same subscriptions wait for each other, and
 // never in a circle. A success of a healthy one locks and writes nothing.

@@ -33,7 +33,8 @@ func (b broken) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, e
 	if strings.HasPrefix(sql, "-- name: Record ") {
 		switch b.safeguard {
 		case "fence":
-			sql = edited(sql, ` AND d\.lease_id = \(?o\)?\.lease_id`, "")
+			sql = edited(sql, ` AND x\.lease_id IS NOT DISTINCT FROM \w\.lease_id`, "")
+			sql = edited(sql, `AND coalesce\(d\.lease_id = ANY[^\n]*, false\)`, "")
 		case "record":
 			if err := b.deleteFirst(ctx, args[0], args[2]); err != nil {
 				return nil, err

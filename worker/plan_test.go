@@ -71,11 +71,16 @@ func TestPlans(t *testing.T) {
 		noAutovacuum      = "ALTER TABLE mailhook.outbox SET (autovacuum_enabled = off); ALTER TABLE mailhook.deliveries SET (autovacuum_enabled = off)"
 	)
 	for state, statements := range map[string][]string{
-		"never analysed":                  {fillSubscriptions, fillOutbox, fillDeliveries},
-		"analysed empty and then filled":  {analyze, fillSubscriptions, fillOutbox, fillDeliveries},
-		"subscriptions analysed only":     {fillSubscriptions, analyze, fillOutbox, fillDeliveries},
-		"full and analysed":               {fillSubscriptions, fillOutbox, fillDeliveries, analyze},
-		"vacuumed empty, then a backlog":  {fillSubscriptions, "VACUUM ANALYZE mailhook.outbox", "VACUUM ANALYZE mailhook.deliveries", analyze, fillOutbox, fillDeliveries},
+		"never analysed":                 {fillSubscriptions, fillOutbox, fillDeliveries},
+		"analysed empty and then filled": {analyze, fillSubscriptions, fillOutbox, fillDeliveries},
+		"subscriptions analysed only":    {fillSubscriptions, analyze, fillOutbox, fillDeliveries},
+		"full and analysed":              {fillSubscriptions, fillOutbox, fillDeliveries, analyze},
+		"vacuumed empty, then a backlog": {fillSubscriptions, "VACUUM ANALYZE mailhook.outbox", "VACUUM ANALYZE mailhook.deliveries", analyze, fillOutbox, fillDeliveries},
+		// A generic plan is kept when the tables fill.
+		"vacuumed while empty":            {"VACUUM ANALYZE"},
+		"analysed while empty":            {analyze},
+		"filled, emptied and vacuumed":    {fillSubscriptions, fillOutbox, fillDeliveries, "DELETE FROM mailhook.outbox", "DELETE FROM mailhook.deliveries", "VACUUM ANALYZE"},
+		"a handful, analysed":             {fillSubscriptions, fillDeliveries, "DELETE FROM mailhook.deliveries WHERE event_id <> 1", "VACUUM FULL ANALYZE mailhook.deliveries"},
 		"one subscription has all of due": {fillSubscriptions, fillDeliveries, "UPDATE mailhook.deliveries SET subscription_id = (SELECT min(id::text)::uuid FROM mailhook.subscriptions)", analyze, fillOutbox},
 	} {
 		t.Run(state, func(t *testing.T) {

@@ -79,7 +79,12 @@ open AS MATERIALIZED (
         CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
         - coalesce((@in_flight::jsonb ->> s.id::text)::int, 0))::int AS room
   FROM named AS w
-  JOIN mailhook.subscriptions AS s ON s.id = w.subscription_id
+  CROSS JOIN LATERAL (
+    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second
+    FROM mailhook.subscriptions AS b
+    WHERE b.id = w.subscription_id
+    OFFSET 0
+  ) AS s
   CROSS JOIN crew
   LEFT JOIN LATERAL (
     SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before
