@@ -50,6 +50,7 @@ cleaned AS MATERIALIZED (
     coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
     coalesce(nullif(t.account_id, ''), 'default') AS account_id,
     CASE
+      WHEN position('\u0000' IN t.data::text) > 0 THEN t.event_type -- no field of it can be read
       WHEN t.event_type = 'email.bounced' AND t.data ->> 'bounce_type' IN ('hard', 'soft')
         THEN 'email.bounced.' || (t.data ->> 'bounce_type')
       WHEN t.event_type IN ('email.opened', 'email.clicked') AND t.data ->> 'message_class' IN ('newsletter', 'transactional')
@@ -64,7 +65,7 @@ cleaned AS MATERIALIZED (
     nullif(t.sending_node, '') AS sending_node,
     nullif(t.bridge, '') AS bridge,
     nullif(t.dedicated_ip, '') AS dedicated_ip,
-    host(nullif(t.dedicated_ip, '')::inet) AS dedicated_address,
+    CASE WHEN t.dedicated_ip <> '' THEN mailhook.address_of(t.dedicated_ip) END AS dedicated_address,
     nullif(t.dedupe_key, '') AS dedupe_key,
     CASE WHEN t.data::text <> 'null' THEN t.data END AS data
   FROM taken AS t
@@ -92,8 +93,10 @@ checked AS MATERIALIZED (
         THEN 'MH002 data is not an object'
       WHEN octet_length(c.data::text) > 262144
         THEN 'MH002 data is longer than 262,144 bytes'
-      WHEN c.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND c.data::jsonb IS NULL
+      WHEN c.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND NOT mailhook.is_readable(c.data)
         THEN 'MH002 data cannot be read back'
+      WHEN c.dedicated_ip IS NOT NULL AND c.dedicated_address IS NULL
+        THEN 'MH006 dedicated_ip is not an address'
     END AS refused
   FROM cleaned AS c
 ),
@@ -305,7 +308,7 @@ type DispatchRow struct {
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
 // ” counts as absent; bounce_type and message_class make the leaf type.
-// The limits, first the cheap ones. jsonb is asked only about the two spellings it is known to refuse.
+// The limits, first the cheap ones. Whether jsonb can read it is asked only about the two spellings it is known to refuse.
 // Once for each type of the batch: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription

@@ -45,15 +45,19 @@ func (q *Queries) FreeOrphans(ctx context.Context, workers []uuid.UUID) (int64, 
 }
 
 const listHeartbeats = `-- name: ListHeartbeats :many
-SELECT w.id, w.heartbeat FROM mailhook.workers AS w ORDER BY w.id
+SELECT w.id, w.heartbeat, extract(epoch FROM clock_timestamp() - w.seen_at)::double precision AS silent_seconds
+FROM mailhook.workers AS w
+ORDER BY w.id
 `
 
 type ListHeartbeatsRow struct {
-	ID        uuid.UUID
-	Heartbeat int64
+	ID            uuid.UUID
+	Heartbeat     int64
+	SilentSeconds float64
 }
 
-// ListHeartbeats is what a rescuer compares with what it saw before.
+// ListHeartbeats is what a rescuer compares with what it saw before, and for how long each has been silent by the
+// database's clock.
 func (q *Queries) ListHeartbeats(ctx context.Context) ([]ListHeartbeatsRow, error) {
 	rows, err := q.db.Query(ctx, listHeartbeats)
 	if err != nil {
@@ -63,7 +67,7 @@ func (q *Queries) ListHeartbeats(ctx context.Context) ([]ListHeartbeatsRow, erro
 	items := []ListHeartbeatsRow{}
 	for rows.Next() {
 		var i ListHeartbeatsRow
-		if err := rows.Scan(&i.ID, &i.Heartbeat); err != nil {
+		if err := rows.Scan(&i.ID, &i.Heartbeat, &i.SilentSeconds); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -9,6 +9,9 @@ import (
 // keylessAccount has a subscription without a secret: each of its attempts fails before it is sent.
 const keylessAccount = "keyless"
 
+// unheardOf is the recipient of poison that nothing but a failing statement tells.
+const unheardOf = "unheard of"
+
 // mostDelayed is what others may have to wait for poison: each such row costs some dispatches.
 const mostDelayed = 5 * time.Second
 
@@ -25,6 +28,10 @@ func poison() scenario {
 			}
 			s, err := f.subscribe(ctx, &subscription{account: keylessAccount, types: []string{"*"}, schedule: []time.Duration{time.Second, time.Second}})
 			if err != nil {
+				return err
+			}
+			// What no check of the product knows: the statement fails, and the row is found by halving.
+			if err := f.exec(ctx, "ALTER TABLE mailhook.events ADD CONSTRAINT events_poison_check CHECK (recipient <> '"+unheardOf+"')"); err != nil {
 				return err
 			}
 			if err := f.exec(ctx, "DELETE FROM mailhook.subscription_secrets WHERE subscription_id = $1", s.id); err != nil {
@@ -67,19 +74,20 @@ func poison() scenario {
 	}
 }
 
-// addPoison commits times × 5 rows that cannot be dispatched, each kind in a transaction with a good neighbour that is no
+// addPoison commits times × 6 rows that cannot be dispatched, each kind in a transaction with a good neighbour that is no
 // event of the ledger.
 func (f *field) addPoison(ctx context.Context, times int) (n int, err error) {
 	for range times {
-		for _, row := range []struct{ eventType, ip, data string }{
-			{"Not A Type", "", `{}`},
-			{"email.opened", "", `[1]`},
-			{"email.opened", "", `{"x": "\u0000"}`},
-			{"email.opened", "not an address", `{}`},           // 22P02
-			{"email.bounced", "", `{"bounce_type": "\u0000"}`}, // 22P05
+		for _, row := range []struct{ eventType, ip, data, recipient string }{
+			{"Not A Type", "", `{}`, ""},
+			{"email.opened", "", `[1]`, ""},
+			{"email.opened", "", `{"x": "\u0000"}`, ""},
+			{"email.opened", "not an address", `{}`, ""},
+			{"email.bounced", "", `{"bounce_type": "\u0000"}`, ""},
+			{"email.opened", "", `{}`, unheardOf},
 		} {
-			_, err := f.pool.Exec(ctx, "INSERT INTO mailhook.outbox (account_id, event_type, dedicated_ip, data) VALUES ($1, $2, $3, $4::text::json), ($1, 'email.opened', '', '{\"k\": -1}')",
-				account(n%accounts), row.eventType, row.ip, row.data)
+			_, err := f.pool.Exec(ctx, "INSERT INTO mailhook.outbox (account_id, event_type, dedicated_ip, data, recipient) VALUES ($1, $2, $3, $4::text::json, $5), ($1, 'email.opened', '', '{\"k\": -1}', '')",
+				account(n%accounts), row.eventType, row.ip, row.data, row.recipient)
 			if err != nil {
 				return n, fmt.Errorf("write poison: %w", err)
 			}

@@ -19,6 +19,8 @@ const (
 	targetDeliveries = 4000
 	// batchBytes bounds the event data of one dispatch.
 	batchBytes = 8 << 20
+	// retryPause is how long a dispatch that failed waits for the next, doubled up to a second.
+	retryPause = 20 * time.Millisecond
 	// firstBatch is the number of rows while nothing is known of the fan-out.
 	firstBatch = 50
 	// lingerTime is how long a worker that found nothing keeps looking before it arms the trigger and sleeps, and
@@ -51,6 +53,7 @@ type dispatcher struct {
 // dispatch takes the outbox to deliveries until ctx ends: look, and while there is nothing to find, linger, arm, sleep.
 func (w *Worker) dispatch(ctx, requests context.Context) {
 	d := &dispatcher{w: w, requests: requests, limit: w.cfg.BatchRows, fanOut: -1}
+	rest := retryPause
 	for ctx.Err() == nil {
 		free, bytes, ok := d.waitForRoom(ctx)
 		if !ok {
@@ -60,10 +63,13 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 		switch {
 		case err != nil:
 			w.complain(ctx, "dispatch", err)
-			pause(ctx, time.Second)
+			pause(ctx, rest)
+			rest = min(2*rest, time.Second)
 		case n > 0:
+			rest = retryPause
 			d.found(ctx)
 		default:
+			rest = retryPause
 			w.ready.Store(true)
 			d.idle(ctx)
 		}

@@ -78,7 +78,7 @@ func (s *pulseState) set(f func(*pulseState)) {
 func (w *Worker) pulse(ctx context.Context) {
 	since := time.Time{}
 	every(ctx, pulseInterval, func(ctx context.Context) {
-		err := call(ctx, func(ctx context.Context) error {
+		err := callAgain(ctx, func(ctx context.Context) error {
 			started := time.Now()
 			row, err := w.urgentQ.Pulse(ctx)
 			if err != nil {

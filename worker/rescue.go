@@ -15,8 +15,11 @@ import (
 
 const (
 	beatInterval = 2 * time.Second
-	// standstill is how long a heartbeat stands before its worker is taken for dead, on the rescuer's own clock.
-	standstill = 15 * time.Second
+	// standstill is how long a heartbeat stands before its worker is taken for dead, on the rescuer's own clock; or, where
+	// the database's clock says it has stood for so long, watched for shortStandstill, three beats, on its own: a rescuer that
+	// has just started need not begin to count, and a stepped clock rescues nobody.
+	standstill      = 15 * time.Second
+	shortStandstill = 3 * beatInterval
 	// watchInterval bounds what a rescue adds to the standstill.
 	watchInterval = time.Second
 )
@@ -54,7 +57,7 @@ func (w *Worker) register(ctx context.Context) error {
 func (w *Worker) heartbeat(ctx context.Context) {
 	every(ctx, beatInterval, func(ctx context.Context) {
 		started := time.Now()
-		err := call(ctx, func(ctx context.Context) error {
+		err := callAgain(ctx, func(ctx context.Context) error {
 			_, err := w.urgentQ.Beat(ctx, w.identity.get())
 			return err
 		})
@@ -117,7 +120,7 @@ func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
 			present[row.ID] = true
 			if last, ok := seen[row.ID]; !ok || last.heartbeat != row.Heartbeat {
 				seen[row.ID] = sighting{row.Heartbeat, now}
-			} else if now.Sub(last.since) >= standstill && row.ID != w.identity.get() {
+			} else if isDead(now.Sub(last.since), row.SilentSeconds) && row.ID != w.identity.get() {
 				if err := w.takeFrom(ctx, row); err != nil {
 					return err
 				}
@@ -132,6 +135,11 @@ func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
 	})
 }
 
+// isDead judges a worker whose heartbeat has stood for a time on this process's clock, and on the database's.
+func isDead(stood time.Duration, silentSeconds float64) bool {
+	return stood >= standstill || (stood >= shortStandstill && silentSeconds >= standstill.Seconds())
+}
+
 func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
 	if row.Heartbeat < 0 {
 		n, err := w.q.FreeOrphans(ctx, []uuid.UUID{row.ID})
@@ -140,7 +148,7 @@ func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
 		}
 		return err
 	}
-	result, err := w.q.RescueWorker(ctx, db.RescueWorkerParams(row))
+	result, err := w.q.RescueWorker(ctx, db.RescueWorkerParams{ID: row.ID, Heartbeat: row.Heartbeat})
 	if err == nil && result.Removed > 0 {
 		w.metrics.workersRescued.Inc()
 		w.cfg.Log.Warn("rescued a dead worker's deliveries", "worker_id", row.ID, "deliveries", result.Freed)

@@ -35,7 +35,8 @@ func TestTheDeliveriesOfDeadWorkersMoveOn(t *testing.T) {
 	b := setup(t)
 	id := b.held(t, 10)
 	killed := uuid.New()
-	b.Exec(t, "INSERT INTO mailhook.workers (id, hostname, pid, version) VALUES ($1, 'gone', 1, 'test')", killed)
+	// By a clock that was ahead: nothing but the rescuer's own counts.
+	b.Exec(t, "INSERT INTO mailhook.workers (id, hostname, pid, version, seen_at) VALUES ($1, 'gone', 1, 'test', now() + interval '1 hour')", killed)
 	b.leaseTo(t, killed, uuid.New())
 	b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = $1 WHERE id IN (SELECT id FROM mailhook.deliveries LIMIT 5)", uuid.New())
 	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'active' WHERE id = $1", id)
@@ -48,6 +49,26 @@ func TestTheDeliveriesOfDeadWorkersMoveOn(t *testing.T) {
 	b.settled(t)
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.workers"); n != 1 {
 		t.Errorf("%d workers", n)
+	}
+}
+
+func TestWhoIsDead(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		stood  time.Duration
+		silent float64
+		dead   bool
+	}{
+		{0, 3600, false},               // seen for the first time: the clock may have been stepped
+		{5 * time.Second, 3600, false}, // a beat may be late
+		{6 * time.Second, 14, false},
+		{6 * time.Second, 15, true}, // a rescuer that has just started
+		{14 * time.Second, -3600, false},
+		{15 * time.Second, -3600, true}, // whatever the database's clock says
+	} {
+		if got := isDead(c.stood, c.silent); got != c.dead {
+			t.Errorf("stood for %v, silent for %v s: %v", c.stood, c.silent, got)
+		}
 	}
 }
 

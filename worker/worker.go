@@ -240,6 +240,15 @@ func call(ctx context.Context, f func(context.Context) error) error {
 	return f(ctx)
 }
 
+// callAgain is call for what may be repeated and must not wait for its next turn: once more when a connection was broken.
+func callAgain(ctx context.Context, f func(context.Context) error) error {
+	err := call(ctx, f)
+	if err == nil || !isOutage(err) || ctx.Err() != nil {
+		return err
+	}
+	return call(ctx, f)
+}
+
 type timeoutKey struct{}
 
 // within is a loop each of whose calls has another deadline than callTimeout.

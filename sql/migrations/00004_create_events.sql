@@ -33,6 +33,35 @@ $$;
 COMMENT ON FUNCTION mailhook.create_partition IS 'Makes the partition of one day (UTC) of events or attempts, with the rows of that day that lie in DEFAULT; false where it exists.';
 REVOKE ALL ON FUNCTION mailhook.create_partition(text, date) FROM PUBLIC;
 
+-- What a host may well write and PostgreSQL cannot read is told from an error by these two: an error costs the batch, and
+-- several statements to find its row. An exception block that writes nothing takes no transaction id.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.address_of(value text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+BEGIN
+  RETURN host(value::inet);
+EXCEPTION
+  WHEN invalid_text_representation THEN
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION mailhook.is_readable(data json) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+BEGIN
+  RETURN data::jsonb IS NOT NULL;
+EXCEPTION
+  WHEN data_exception OR program_limit_exceeded THEN
+    RETURN false;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.address_of IS 'An address as host() writes it, so that addresses compare by value; NULL where it is none.';
+COMMENT ON FUNCTION mailhook.is_readable IS 'Whether json can be read as jsonb: without \u0000, and without numbers beyond numeric.';
+REVOKE ALL ON FUNCTION mailhook.address_of(text), mailhook.is_readable(json) FROM PUBLIC;
+
 CREATE TABLE mailhook.events (
   inserted_at    timestamptz NOT NULL,
   id             bigint NOT NULL,
@@ -105,4 +134,4 @@ COMMENT ON COLUMN mailhook.quarantine.error_code IS 'A SQLSTATE: of class MH whe
 
 -- +goose Down
 DROP TABLE mailhook.quarantine, mailhook.dedupe_keys, mailhook.events;
-DROP FUNCTION mailhook.create_partition;
+DROP FUNCTION mailhook.create_partition, mailhook.is_readable, mailhook.address_of;

@@ -10,8 +10,8 @@ CREATE TABLE mailhook.workers (
   CONSTRAINT workers_id_pkey PRIMARY KEY (id)
 ) WITH (fillfactor = 50, vacuum_truncate = off);
 COMMENT ON TABLE mailhook.workers IS 'One row for each live worker process.';
-COMMENT ON COLUMN mailhook.workers.heartbeat IS 'A counter, not a time: a rescuer acts after seeing it unchanged for 15 s of its own monotonic clock, so a stepped clock rescues nobody.';
-COMMENT ON COLUMN mailhook.workers.seen_at IS 'For people to read; nothing is decided by it.';
+COMMENT ON COLUMN mailhook.workers.heartbeat IS 'A counter, not a time: a rescuer acts after seeing it unchanged for 15 s of its own monotonic clock, or for 6 s where seen_at says 15 s. A stepped clock alone rescues nobody.';
+COMMENT ON COLUMN mailhook.workers.seen_at IS 'The last heartbeat, by the database''s clock: what a rescuer that has just started goes by.';
 
 CREATE TABLE mailhook.task_leases (
   task       text NOT NULL,

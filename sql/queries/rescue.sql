@@ -10,9 +10,12 @@ SET heartbeat = w.heartbeat + 1, seen_at = clock_timestamp()
 WHERE w.id = @id
 RETURNING w.heartbeat;
 
--- ListHeartbeats is what a rescuer compares with what it saw before.
+-- ListHeartbeats is what a rescuer compares with what it saw before, and for how long each has been silent by the
+-- database's clock.
 -- name: ListHeartbeats :many
-SELECT w.id, w.heartbeat FROM mailhook.workers AS w ORDER BY w.id;
+SELECT w.id, w.heartbeat, extract(epoch FROM clock_timestamp() - w.seen_at)::double precision AS silent_seconds
+FROM mailhook.workers AS w
+ORDER BY w.id;
 
 -- RescueWorker removes a worker whose heartbeat is still the one that the rescuer saw standing, and frees its deliveries.
 -- name: RescueWorker :one
