@@ -167,7 +167,7 @@ func (s *lifeSubscription) failed(h hearing, now time.Time) (told []string) {
 	case s.isOpen() && h.probed:
 		openFor = now.Sub(s.openedAt)
 		s.failedProbes++
-		s.openUntil = now.Add(min(longestProbePause, probePause<<min(s.failedProbes, 10)))
+		s.openUntil = now.Add(min(longestProbePause, max(probePause, now.Sub(s.openedAt)/10)))
 	case !s.isOpen() && s.failures >= circuitFailures && now.Sub(s.firstFailed) >= circuitAfter:
 		s.openedAt, s.openUntil = now, now.Add(probePause)
 		told = append(told, "subscription.failing")

@@ -29,7 +29,7 @@ CREATE TABLE mailhook.installation (
   dedupe_window    interval NOT NULL DEFAULT '24 hours',
   circuit_failures integer NOT NULL DEFAULT 20,
   circuit_after    interval NOT NULL DEFAULT '10 seconds',
-  probe_pause      interval NOT NULL DEFAULT '5 seconds',
+  probe_pause      interval NOT NULL DEFAULT '3 seconds',
   longest_probe_pause interval NOT NULL DEFAULT '1 minute',
   release_rate     double precision NOT NULL DEFAULT 100,
   suspend_after    interval NOT NULL DEFAULT '5 days',
@@ -50,7 +50,7 @@ COMMENT ON TABLE mailhook.installation IS 'Settings of this installation that ev
 COMMENT ON COLUMN mailhook.installation.delivery_enabled IS 'false: the host keeps writing events, nothing is dispatched or sent (mailhook delivery off).';
 COMMENT ON COLUMN mailhook.installation.notify_enabled IS 'false: workers never arm the wakeup sequence, so no host transaction ever runs NOTIFY; workers poll. For hosts that use two-phase commit.';
 COMMENT ON COLUMN mailhook.installation.circuit_failures IS 'So many failed attempts in a row, over at least circuit_after, open the circuit of a subscription: its deliveries are held.';
-COMMENT ON COLUMN mailhook.installation.probe_pause IS 'From an opened circuit to its first probe; doubled by each probe that fails, up to longest_probe_pause.';
+COMMENT ON COLUMN mailhook.installation.probe_pause IS 'From an opened circuit to its first probe, and from each that fails to the next: a tenth of the time that the circuit has been open, but no less than this and no more than longest_probe_pause.';
 COMMENT ON COLUMN mailhook.installation.release_rate IS 'Held deliveries released each second for each subscription, once they are held no longer. Its own rate limit holds as well.';
 COMMENT ON COLUMN mailhook.installation.suspend_after IS 'A subscription with nothing but failures for so long is suspended, as failing, when a schedule ends or a probe fails.';
 COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals secrets here, by the first process that started; another is refused. NULL: none yet.';

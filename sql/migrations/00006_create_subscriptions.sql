@@ -119,7 +119,7 @@ COMMENT ON COLUMN mailhook.subscription_health.first_failed_at IS 'When the firs
 COMMENT ON COLUMN mailhook.subscription_health.opened_at IS 'Circuit: open since then, its deliveries are held. NULL: closed. A success closes it.';
 COMMENT ON COLUMN mailhook.subscription_health.open_until IS 'Circuit: from then on one delivery may go out as a probe.';
 COMMENT ON COLUMN mailhook.subscription_health.probe_lease_id IS 'The lease of the last probe: its failure puts the next one off, failures of older requests do not.';
-COMMENT ON COLUMN mailhook.subscription_health.failed_probes IS 'Probes that failed since the circuit opened; the pause between them doubles.';
+COMMENT ON COLUMN mailhook.subscription_health.failed_probes IS 'Probes that failed since the circuit opened.';
 COMMENT ON COLUMN mailhook.subscription_health.wait_until IS 'The endpoint has asked for a pause (Retry-After with 429, 502, 503 or 504): held until then.';
 COMMENT ON COLUMN mailhook.subscription_health.in_flight_limit IS 'Requests under way at slowed_at, over all workers: halved by 429, 502, 503 and 504, doubled every 5 s without one. NULL: never slowed.';
 COMMENT ON COLUMN mailhook.subscription_health.release_before IS 'Deliveries that were due by then had been held; they go out oldest first, at installation.release_rate. NULL: none.';

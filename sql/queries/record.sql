@@ -160,7 +160,7 @@ judged AS MATERIALIZED (
     CASE WHEN NOT b.succeeded THEN CASE WHEN b.opened_at IS NOT NULL THEN b.opened_at WHEN opens.now THEN statement_timestamp() END END AS opened_at,
     CASE WHEN NOT b.succeeded THEN CASE
       WHEN opens.now THEN statement_timestamp() + i.probe_pause
-      WHEN b.probed THEN statement_timestamp() + least(i.longest_probe_pause, i.probe_pause * 2 ^ least(b.failed_probes + 1, 20))
+      WHEN b.probed THEN statement_timestamp() + least(i.longest_probe_pause, greatest(i.probe_pause, (statement_timestamp() - b.opened_at) / 10))
       ELSE b.open_until
     END END AS open_until,
     CASE WHEN NOT b.succeeded THEN b.probe_lease_id END AS probe_lease_id,
