@@ -90,7 +90,7 @@ elsewhere AS MATERIALIZED (
   ) AS x
 ),
 open AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, h.opened_at, h.release_before,
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, h.opened_at, h.release_before,
     least(
       $7::int,
       least(
@@ -125,7 +125,7 @@ gated AS MATERIALIZED (
     floor(l.rate * least(1, extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
-    SELECT y.opened_at, y.released_at, (SELECT i.release_rate FROM mailhook.installation AS i) AS rate
+    SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second / 2) AS rate
     FROM mailhook.subscription_health AS y
     WHERE y.subscription_id = o.subscription_id
       AND (y.open_until <= statement_timestamp()
@@ -152,11 +152,11 @@ spans AS MATERIALIZED (
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NOT NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least(o.room, g.released), true
+  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least((o.room + 1) / 2, g.released), true
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least(o.room, g.released), 0), false
+  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least((o.room + 1) / 2, g.released), 0), false
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
@@ -218,6 +218,7 @@ claimed AS (
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
+  EXISTS (SELECT FROM open AS o WHERE o.release_before IS NOT NULL)::boolean AS releasing,
   statement_timestamp()::timestamptz AS claimed_at,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
@@ -278,6 +279,7 @@ type ClaimParams struct {
 type ClaimRow struct {
 	ResumeAfter     uuid.UUID
 	Limited         bool
+	Releasing       bool
 	ClaimedAt       time.Time
 	DeliveryID      *uuid.UUID
 	SubscriptionID  uuid.UUID
@@ -303,8 +305,8 @@ type ClaimRow struct {
 // oldest first. A closed-off subscription (paused, suspended, circuit open, asked to wait, account suspended) costs one
 // look. Of an open circuit whose pause is over one worker takes one delivery: the probe. What had been held and is
 // released goes out at a bounded rate, over all workers; what came later does not wait for it.
-// It answers the deliveries with their events, where the next walk resumes, and whether a subscription had no more room:
-// one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
+// It answers the deliveries with their events, where the next walk resumes, whether a subscription had no more room, and
+// whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
 // With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
 // while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
@@ -314,7 +316,8 @@ type ClaimRow struct {
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // Room as in dispatch.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
-// What to take of each, by when it was due. An open circuit: the probe. A release: its part, and what came later.
+// What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
+// and of a rate limit, and what came later, which so does not wait for it.
 // By bytes, too; the first one always.
 // Only where something was taken: the slots may have run out before. What was released is paid for by its time.
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
@@ -342,6 +345,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		if err := rows.Scan(
 			&i.ResumeAfter,
 			&i.Limited,
+			&i.Releasing,
 			&i.ClaimedAt,
 			&i.DeliveryID,
 			&i.SubscriptionID,

@@ -36,7 +36,7 @@ type claimer struct {
 	walk  struct {
 		resume uuid.UUID // where it goes on; the zero id is the beginning
 		began  time.Time // by the database's clock
-		found  bool      // something to take, or that there was no room for
+		found  bool      // something to take, or that there was no room for, or that is being released
 		took   time.Duration
 	}
 	walkedAt time.Time
@@ -47,6 +47,8 @@ type claimed struct {
 	deliveries int
 	// limited: a subscription had no more room, and may have more that is due.
 	limited bool
+	// releasing: what was held is released at its rate, so there will be more to take before anything comes due.
+	releasing bool
 	// more: the walk is not at its end.
 	more bool
 }
@@ -135,7 +137,7 @@ func (c *claimer) learn(result claimed, took time.Duration) {
 		return
 	}
 	c.walk.took += took
-	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited
+	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited || result.releasing
 	if !result.more && !c.walk.found {
 		since := c.walk.began.Add(-lateMargin)
 		c.since, c.walkedAt = &since, time.Now()
@@ -159,7 +161,7 @@ func (c *claimer) batch(ctx context.Context, room room) (result claimed, err err
 	}
 	deliveries := make([]*delivery, 0, len(rows))
 	for _, row := range rows {
-		c.walk.resume, result.limited = row.ResumeAfter, row.Limited
+		c.walk.resume, result.limited, result.releasing = row.ResumeAfter, row.Limited, row.Releasing
 		if row.DeliveryID != nil {
 			deliveries = append(deliveries, w.claimedDelivery(row, lease))
 		}
