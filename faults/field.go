@@ -28,6 +28,7 @@ type field struct {
 	lasts    time.Duration // DURATION; 0 is the scenario's own
 	dir      string        // ledgers and logs
 	binary   string
+	previous string // binary, before an upgrade
 	plots    string // where they go: beside the report
 
 	server       *localpg.Server

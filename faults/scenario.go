@@ -49,7 +49,7 @@ const (
 func scenarios() []scenario {
 	return []scenario{
 		sigkill(), window(), sigterm(), sigstop(), terminate(), restart(),
-		promoteSync(), promoteAsync(), halfOpen(), pooler(), clockSteps(), diskFull(),
+		promoteSync(), promoteAsync(), halfOpen(), pooler(), clockSteps(), upgrade(), diskFull(),
 		poison(), deadEndpoints(), allDown(), churn(), snapshot(), million(), connections(),
 		proof(), nemesis(), soak(),
 	}

@@ -74,7 +74,8 @@ func (f *field) fillDisk(ctx context.Context, disk string) error {
 		if err := fill(ballast); err != nil {
 			return err
 		}
-		pause(ctx, 20*time.Millisecond)
+		pause(ctx, 100*time.Millisecond)
+		f.switchSegment(ctx)
 	}
 	if err := os.Remove(ballast); err != nil {
 		return err
@@ -84,11 +85,19 @@ func (f *field) fillDisk(ctx context.Context, disk string) error {
 	x.to = time.Now()
 	f.faulty(x)
 	refused := f.host.failuresBetween(x.from, x.to)
-	f.note("disk full for %.1f s, %d statements of the host failed; PostgreSQL back %.1f s after, restarted by us: %v", freed.Sub(x.from).Seconds(), refused, x.to.Sub(freed).Seconds(), restarted)
+	f.note("disk full for %.1f s, %d statements of the host failed; PostgreSQL back %.1f s after, started again by us: %v", freed.Sub(x.from).Seconds(), refused, x.to.Sub(freed).Seconds(), restarted)
 	if refused == 0 {
 		f.problem("the host wrote on: the disk was not full, and nothing was shown")
 	}
 	return err
+}
+
+// switchSegment has PostgreSQL begin a new segment of WAL, so that those it has in store are soon used up: without room for
+// the next it ends in a PANIC.
+func (f *field) switchSegment(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	f.pool.Exec(ctx, "SELECT pg_switch_wal()") //nolint:errcheck // it is to fail in the end
 }
 
 // fill appends to a file until there is no room.
@@ -120,7 +129,7 @@ func (f *field) revive(ctx context.Context) (restarted bool, err error) {
 			return false, f.server.Restart(ctx)
 		}
 		if err != nil {
-			return false, nil //nolint:nilerr // it recovers
+			return false, nil // it recovers
 		}
 		defer conn.Close(ctx) //nolint:errcheck // to be asked again
 		_, err = conn.Exec(ctx, "INSERT INTO host.bystanders VALUES (now())")

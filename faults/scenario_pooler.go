@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,13 @@ func pooler() scenario {
 			n, err := f.count(ctx, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mailhook listener' OR query LIKE 'LISTEN%'")
 			if n > 0 {
 				f.problem("%d sessions listen, behind a pooler", n)
+			}
+			for _, p := range f.living() {
+				log, readErr := os.ReadFile(p.log)
+				err = errors.Join(err, readErr)
+				if said := bytes.Count(log, []byte("a pooler stands between")); said != 1 {
+					f.problem("%s says %d times that a pooler stands between, not once", p.name, said)
+				}
 			}
 			return err
 		},
