@@ -119,9 +119,9 @@ type attempt struct {
 // before its time, and none is beyond the schedule.
 func (c *checker) readAttempts(ctx context.Context) error {
 	rows, err := c.field.pool.Query(ctx, `
-		SELECT a.subscription_id, (e.data ->> 'k')::bigint, a.delivery_id, a.number, coalesce(a.outcome, ''), coalesce(a.ended_as, ''), a.started_at, coalesce(a.duration_ms, 0)
-		FROM mailhook.attempts AS a JOIN mailhook.events AS e ON e.inserted_at = a.event_inserted_at AND e.id = a.event_id
-		WHERE e.data ->> 'k' IS NOT NULL
+		SELECT a.subscription_id, a.k, a.delivery_id, a.number, coalesce(a.outcome, ''), coalesce(a.ended_as, ''), a.started_at, coalesce(a.duration_ms, 0)
+		FROM host.tried AS a
+		WHERE a.k IS NOT NULL
 		ORDER BY a.delivery_id, a.number, a.outcome IS NULL, a.started_at`)
 	if err != nil {
 		return err
@@ -205,7 +205,7 @@ func later(a, b time.Time) time.Time {
 
 // checkEvents: each committed event is logged once, and none that was rolled back.
 func (c *checker) checkEvents(ctx context.Context) error {
-	rows, err := c.field.pool.Query(ctx, "SELECT (e.data ->> 'k')::bigint, count(*) FROM mailhook.events AS e WHERE (e.data ->> 'k')::bigint > 0 GROUP BY 1")
+	rows, err := c.field.pool.Query(ctx, "SELECT e.k, count(*) FROM host.logged AS e WHERE e.k > 0 GROUP BY 1")
 	if err != nil {
 		return err
 	}

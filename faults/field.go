@@ -119,6 +119,9 @@ func installField(ctx context.Context, s scenario, o options) (_ *field, err err
 		GRANT USAGE ON SCHEMA host TO host_app; GRANT INSERT ON host.transactions, host.bystanders TO host_app`); err != nil {
 		return f, err
 	}
+	if err := f.exec(ctx, historySQL); err != nil {
+		return f, err
+	}
 	if err := f.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&f.installation); err != nil {
 		return f, err
 	}
