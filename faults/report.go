@@ -71,6 +71,9 @@ ledger is on disk before each COMMIT, and receivers whose ledger is written befo
 and the ledgers are joined with the database (`+"`faults/checker.go`"+`, which has the invariants).
 
 - lost: pairs of a committed event and a subscription that matches it which reached no end.
+- lost, where a standby was promoted: asked of the new primary; what the old one had acknowledged and taken along stands below
+  the table.
+- not run: the machine lacks something, which is named below the table.
 - duplicates: receipts after an acknowledged 2xx of the same pair; in brackets how many were in flight at the crashes, which
   is the most there may be.
 - recovery: from the end of a fault to the end of the last delivery that it had held up, healthy endpoints only; after a SIGKILL
