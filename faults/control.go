@@ -64,7 +64,7 @@ func (f *field) watchLocks(ctx context.Context) {
 			FROM pg_stat_activity AS h
 			CROSS JOIN LATERAL unnest(pg_blocking_pids(h.pid)) AS b (pid)
 			JOIN pg_stat_activity AS o ON o.pid = b.pid AND o.application_name LIKE 'mailhook%'
-			WHERE h.usename = 'host_app' AND h.wait_event_type = 'Lock'`)
+			WHERE (h.usename = 'host_app' OR h.application_name = 'host') AND h.wait_event_type = 'Lock'`)
 		if err != nil {
 			continue // an outage
 		}

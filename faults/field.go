@@ -28,11 +28,14 @@ type field struct {
 	lasts    time.Duration // DURATION; 0 is the scenario's own
 	dir      string        // ledgers and logs
 	binary   string
+	previous string // binary, before an upgrade
 	plots    string // where they go: beside the report
 
 	server       *localpg.Server
-	pool         *pgxpool.Pool // the harness's own
+	pool         *pgxpool.Pool  // the harness's own
+	clock        *localpg.Clock // of the server; nil is the machine's
 	url, hostURL string
+	workerURL    string // url, unless something stands between
 	key          string // master key, base64
 	ring         *db.Keyring
 	installation string
@@ -51,12 +54,15 @@ type field struct {
 	notes    []string
 	peakRSS  int64
 	drained  time.Duration // how long after the host had stopped
+	closing  []func()      // when all processes have ended, the last first
 }
 
 // A fault is a time in which something was broken on purpose.
 type fault struct {
 	from, to time.Time
 	outage   bool // the database could not be reached: the host's errors are ours to excuse
+	// forgets is from when on the database may have lost what workers recorded; zero is the usual moment before an outage.
+	forgets time.Time
 	// stranded is what a killed worker held; recovery is then measured of these alone.
 	stranded map[pair]bool
 	// everybody: no worker was left to see the others' heartbeats stand still, so a rescue begins anew.
@@ -86,10 +92,18 @@ func installField(ctx context.Context, s scenario, o options) (_ *field, err err
 	for name, value := range s.settings {
 		settings[name] = value
 	}
-	if f.server, err = localpg.Start(ctx, localpg.Options{Settings: settings, Log: log}); err != nil {
-		return nil, err
+	ground := localpg.Options{Settings: settings, Log: log}
+	if s.ground != nil {
+		if err := s.ground(f, &ground); err != nil {
+			return f, err
+		}
+	}
+	f.clock = ground.Clock
+	if f.server, err = localpg.Start(ctx, ground); err != nil {
+		return f, err
 	}
 	f.url = f.server.URL("postgres")
+	f.workerURL = f.url
 	f.hostURL = strings.Replace(f.url, "postgres@", "host_app@", 1) // a role that may only produce
 	if f.ring, err = db.NewKeyring(f.key); err != nil {
 		return f, err
@@ -105,15 +119,23 @@ func installField(ctx context.Context, s scenario, o options) (_ *field, err err
 		GRANT USAGE ON SCHEMA host TO host_app; GRANT INSERT ON host.transactions, host.bystanders TO host_app`); err != nil {
 		return f, err
 	}
+	if err := f.exec(ctx, historySQL); err != nil {
+		return f, err
+	}
 	if err := f.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&f.installation); err != nil {
 		return f, err
 	}
 	if f.receiver, err = newReceivers(f); err != nil {
 		return f, err
 	}
-	f.host, err = newHost(f)
-	return f, err
+	if f.host, err = newHost(f); err != nil || s.place == nil {
+		return f, err
+	}
+	return f, s.place(ctx, f)
 }
+
+// atEnd has something closed when all processes have ended.
+func (f *field) atEnd(end func()) { f.closing = append(f.closing, end) }
 
 // close ends all processes. The directory stays where something is wrong.
 func (f *field) close(keep bool) {
@@ -126,7 +148,12 @@ func (f *field) close(keep bool) {
 	if f.pool != nil {
 		f.pool.Close()
 	}
-	f.server.Stop() //nolint:errcheck // a scenario may have ended it
+	if f.server != nil {
+		f.server.Stop() //nolint:errcheck // a scenario may have ended it
+	}
+	for _, end := range slices.Backward(f.closing) {
+		end()
+	}
 	if !keep {
 		os.RemoveAll(f.dir) //nolint:errcheck // in a temporary directory
 	}

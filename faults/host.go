@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -55,6 +56,7 @@ const (
 	committed  = "committed"
 	rolledBack = "rolled back"
 	unknown    = "unknown" // the answer to COMMIT was lost
+	gone       = "gone"    // committed by a primary that is gone, and its successor never had it
 )
 
 // A trouble is a statement of the host that failed or took too long.
@@ -193,6 +195,14 @@ func (h *host) end(ctx context.Context, tx pgx.Tx, entry transaction, commit boo
 	h.field.complain("the ledger of the host", h.ledger.append(transaction{At: h.field.at(time.Now()), Number: entry.Number, State: state}))
 }
 
+// keys are those of its events.
+func (t transaction) keys() iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for key := t.First; key < t.First+t.Events && yield(key); key++ {
+		}
+	}
+}
+
 func events(t transaction) []any {
 	var accounts, types, recipients, data []string
 	for k := t.First; k < t.First+t.Events; k++ {
@@ -322,12 +332,18 @@ func (f *field) complain(what string, err error) {
 
 // facts reads the ledger: every key that was committed, with its transaction's moment, and those rolled back.
 func (h *host) facts() (facts, error) {
-	x := facts{committed: map[int64]fact{}, rolledBack: map[int64]bool{}}
+	x := facts{committed: map[int64]fact{}, rolledBack: map[int64]bool{}, gone: map[int64]bool{}}
 	intents := map[int64]transaction{}
 	err := readLedger(h.ledger, func(t transaction) {
 		switch t.State {
 		case intended:
 			intents[t.Number] = t
+		case gone:
+			for key := range intents[t.Number].keys() {
+				delete(x.committed, key)
+				delete(x.rolledBack, key)
+				x.gone[key] = true
+			}
 		case committed, rolledBack:
 			intent := intents[t.Number]
 			for i := range intent.Events {
@@ -354,6 +370,7 @@ func (h *host) facts() (facts, error) {
 type facts struct {
 	committed  map[int64]fact
 	rolledBack map[int64]bool
+	gone       map[int64]bool
 }
 
 // A fact is one committed event.

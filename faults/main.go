@@ -103,8 +103,11 @@ func run(ctx context.Context) error {
 			return err
 		}
 	}
-	red := 0
+	red, absent := 0, 0
 	for _, r := range results {
+		if r.NotRun != "" {
+			absent++
+		}
 		if len(r.Problems) > 0 {
 			red++
 		}
@@ -118,7 +121,7 @@ func run(ctx context.Context) error {
 	if red > 0 || ctx.Err() != nil {
 		return errors.Join(fmt.Errorf("%d of %d scenarios are red (SEED=%d)", red, len(results), o.seed), ctx.Err())
 	}
-	progress("%d scenarios are green", len(results))
+	progress("%d scenarios are green, %d not run", len(results)-absent, absent)
 	return nil
 }
 

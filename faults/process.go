@@ -34,7 +34,7 @@ type process struct {
 }
 
 func (f *field) environment() []string {
-	return append(os.Environ(), "MAILHOOK_DATABASE_URL="+f.url, "MAILHOOK_SECRET_KEY="+f.key,
+	return append(os.Environ(), "MAILHOOK_DATABASE_URL="+f.workerURL, "MAILHOOK_SECRET_KEY="+f.key,
 		"MAILHOOK_ALLOW_INSECURE_HTTP=true", "MAILHOOK_ALLOW_CIDR=127.0.0.0/8", "MAILHOOK_LISTEN=127.0.0.1:0", "MAILHOOK_BREAK="+f.scenario.breaks)
 }
 

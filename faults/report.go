@@ -25,14 +25,18 @@ type result struct {
 	PeakRSS    int64    `json:"peak_rss_bytes"`
 	Seconds    float64  `json:"seconds"`
 	Notes      []string `json:"notes,omitempty"`
-	Problems   []string `json:"problems,omitempty"` // none: green
+	Problems   []string `json:"problems,omitempty"` // none: green, if it has run
+	NotRun     string   `json:"not_run,omitempty"`  // why
 	Directory  string   `json:"directory,omitempty"`
 	Again      string   `json:"again"` // the command that repeats it
 	Of         string   `json:"of"`    // what it was made of: date, commit, machine
 }
 
 func (r result) verdict() string {
-	if len(r.Problems) > 0 {
+	switch {
+	case r.NotRun != "":
+		return "not run"
+	case len(r.Problems) > 0:
 		return "RED"
 	}
 	return "green"
@@ -40,6 +44,9 @@ func (r result) verdict() string {
 
 // line is a scenario for people.
 func (r result) line() string {
+	if r.NotRun != "" {
+		return fmt.Sprintf("%-18s %s: %s", r.Scenario, r.verdict(), r.NotRun)
+	}
 	text := fmt.Sprintf("%-18s %-5s %7d events %8d receipts %3d lost %4d duplicates (≤ %d) recovery %.1f s peak %d MiB, took %.0f s",
 		r.Scenario, r.verdict(), r.Events, r.Receipts, r.Lost, r.Duplicates, r.Allowed, r.Recovery, r.PeakRSS>>20, r.Seconds)
 	if len(r.Notes) > 0 {
@@ -64,6 +71,9 @@ ledger is on disk before each COMMIT, and receivers whose ledger is written befo
 and the ledgers are joined with the database (`+"`faults/checker.go`"+`, which has the invariants).
 
 - lost: pairs of a committed event and a subscription that matches it which reached no end.
+- lost, where a standby was promoted: asked of the new primary; what the old one had acknowledged and taken along stands below
+  the table.
+- not run: the machine lacks something, which is named below the table.
 - duplicates: receipts after an acknowledged 2xx of the same pair; in brackets how many were in flight at the crashes, which
   is the most there may be.
 - recovery: from the end of a fault to the end of the last delivery that it had held up, healthy endpoints only; after a SIGKILL
@@ -80,6 +90,9 @@ and the ledgers are joined with the database (`+"`faults/checker.go`"+`, which h
 	fmt.Fprint(&out, "\n## Beside the table\n\n")
 	of := map[string][]string{}
 	for _, r := range results {
+		if r.NotRun != "" {
+			fmt.Fprintf(&out, "- %s: not run: %s\n", r.Scenario, r.NotRun)
+		}
 		for _, text := range append(append([]string(nil), r.Notes...), r.Problems...) {
 			fmt.Fprintf(&out, "- %s: %s\n", r.Scenario, text)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"mailhook/db/localpg"
 )
 
 // A scenario is one way to break something. Its run breaks it, while the host writes and the workers deliver; all else
@@ -17,6 +19,10 @@ type scenario struct {
 	breaks   string // what the broken binary leaves out (MAILHOOK_BREAK)
 	load     load
 	settings map[string]string // of PostgreSQL
+	// ground, if given, says where PostgreSQL lies and by which clock it lives. It fails with notRun where this machine has no such ground.
+	ground func(*field, *localpg.Options) error
+	// place, if given, puts something between PostgreSQL and those that connect to it.
+	place func(context.Context, *field) error
 	// market makes the subscriptions; nil is the usual.
 	market func(context.Context, *field) error
 	run    func(context.Context, *field) error
@@ -29,6 +35,11 @@ type scenario struct {
 	drain    time.Duration // the deadline; 0 is a minute
 }
 
+// notRun is what this machine lacks for a scenario. Such a scenario is neither green nor red.
+type notRun string
+
+func (n notRun) Error() string { return "not run: " + string(n) }
+
 // The bars of recovery.
 const (
 	afterFault = 5 * time.Second
@@ -38,6 +49,7 @@ const (
 func scenarios() []scenario {
 	return []scenario{
 		sigkill(), window(), sigterm(), sigstop(), terminate(), restart(),
+		promoteSync(), promoteAsync(), halfOpen(), pooler(), clockSteps(), upgrade(), diskFull(),
 		poison(), deadEndpoints(), allDown(), churn(), snapshot(), million(), connections(),
 		proof(), nemesis(), soak(),
 	}
@@ -55,9 +67,12 @@ func (s scenario) execute(ctx context.Context, o options) (r result) {
 	}
 	f, err := installField(ctx, s, o)
 	if err != nil {
-		r.Problems = append(r.Problems, err.Error())
+		missing, ok := errors.AsType[notRun](err)
+		if r.NotRun = string(missing); !ok {
+			r.Problems = append(r.Problems, err.Error())
+		}
 		if f != nil {
-			f.close(true)
+			f.close(!ok)
 		}
 		return r
 	}

@@ -14,12 +14,19 @@ import (
 	"gonum.org/v1/plot/vg"
 )
 
-// soak runs for DURATION (an hour) at 200 events/s with a light fault now and then, and asks whether anything grows.
+// soak runs for DURATION (an hour) at 200 events/s with a light fault now and then, and asks whether anything grows. What
+// was delivered becomes old before its time, so that retention has days to count and drop.
 func soak() scenario {
 	var samples []sample
 	return scenario{
-		name: "soak", what: "an hour at 200 events/s with a light fault every five minutes: nothing grows", named: true,
-		workers: 2, load: load{connections: 4, rate: 200, most: 20}, drain: 2 * time.Minute, recovery: afterFault, market: sluggish,
+		name: "soak", what: "an hour at 200 events/s with a light fault every five minutes, and days that are counted and dropped: nothing grows", named: true,
+		workers: 2, load: load{connections: 4, rate: 200, most: 20}, drain: 2 * time.Minute, recovery: afterFault,
+		market: func(ctx context.Context, f *field) error {
+			if err := f.exec(ctx, keepAgedSQL); err != nil {
+				return err
+			}
+			return sluggish(ctx, f)
+		},
 		run: func(ctx context.Context, f *field) error {
 			lasts := f.duration(time.Hour)
 			sampling, stop := context.WithCancel(ctx)
@@ -33,16 +40,19 @@ func soak() scenario {
 			<-done
 			return err
 		},
-		verify: func(_ context.Context, f *field, _ *checker) error {
+		verify: func(ctx context.Context, f *field, _ *checker) error {
 			for _, q := range quantities() {
 				if err := f.judge(q, samples); err != nil {
 					return err
 				}
 			}
-			return nil
+			return f.checkAged(ctx, f.duration(time.Hour) >= settled)
 		},
 	}
 }
+
+// eldest is how old what the first twelfth of a soak brought becomes, in days; what the next ones brought, a day less each.
+const eldest = 30
 
 // lightFaults makes twelve faults, at equal distances, none of which ends a process: a slope of memory over processes that
 // begin again would say nothing.
@@ -51,6 +61,9 @@ func (f *field) lightFaults(ctx context.Context, lasts time.Duration) error {
 	for i := range 12 {
 		if !pause(ctx, lasts/12-3*time.Second) {
 			return ctx.Err()
+		}
+		if err := f.age(ctx, eldest-i); err != nil {
+			return err
 		}
 		from := time.Now()
 		switch i % 3 {
