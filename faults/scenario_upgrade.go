@@ -32,7 +32,7 @@ ALTER TABLE mailhook.outbox DROP COLUMN fault_note;
 func upgrade() scenario {
 	var next string
 	return scenario{
-		name: "upgrade", what: "migrate up under load, workers of the next version beside those of this one",
+		name: "upgrade", what: "migrate up under load, workers of the next version beside those of this one", ci: true,
 		workers: 2, load: usualLoad(), recovery: afterFault,
 		market: func(ctx context.Context, f *field) (err error) {
 			if next, err = f.buildNext(ctx); err != nil {

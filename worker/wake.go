@@ -18,8 +18,8 @@ const (
 	wakeupChannel = "mailhook_wakeup"
 	workChannel   = "mailhook_work"
 	testPayload   = "test"
-	// watchKey is the advisory lock of the watcher: "mailhook" in ASCII.
-	watchKey = 0x6d61696c686f6f6b
+	// watchKey is the advisory lock of the watcher: "mailhwat" in ASCII. That of migrations is another: they wait for no worker.
+	watchKey = 0x6d61696c68776174
 	// electionInterval is how often the others try to become the watcher.
 	electionInterval = time.Second
 	// helpInterval is how often a worker asks the others for help at most.

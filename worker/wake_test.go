@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"mailhook/db"
 	"mailhook/db/dbtest"
 )
 
@@ -263,4 +264,17 @@ func TestAWatcherStandsAgain(t *testing.T) {
 		WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	dbtest.Eventually(t, 10*time.Second, "it has noticed", func() bool { return !w.watching.Load() })
 	dbtest.Eventually(t, 10*time.Second, "it watches again", w.watching.Load)
+}
+
+// Migrations run beside workers: no lock of theirs keeps an installer waiting.
+func TestMigrateBesideAWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, 10*time.Second, "a watcher", w.watching.Load)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := db.MigrateUp(ctx, b.URL); err != nil {
+		t.Error(err)
+	}
 }
