@@ -1,5 +1,6 @@
 # Everything here works on a fresh clone: PostgreSQL and the tools are installed when they are missing.
-# -count=1: the server is chosen before the test cache begins to note what a test depends on.
+# -count=1: the server is chosen before the test cache begins to note what a test depends on. -parallel: most tests wait most
+# of the time.
 # PG=18 chooses a major version of PostgreSQL (14 to 18); without it, what is installed.
 # MAILHOOK_DATABASE_URL makes the demo use your database, MAILHOOK_TEST_DATABASE_URL the tests.
 
@@ -27,10 +28,10 @@ demo: build
 	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin $(BIN)/mailhook demo
 
 test:
-	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -count=1 -timeout 15m ./...
+	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -count=1 -parallel 6 -timeout 15m ./...
 
 check: lint generated
-	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -count=1 -timeout 15m ./...
+	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -count=1 -parallel 4 -timeout 15m ./...
 	cd bench && go test -count=1 ./...
 	cd faults && go test -count=1 ./...
 
