@@ -122,7 +122,8 @@ open AS MATERIALIZED (
 ),
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
-    floor(l.rate * least(1, extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
+    -- A second's worth at most, or one where that takes longer.
+    floor(l.rate * least(greatest(1, 1 / l.rate), extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
     SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second / 2) AS rate
@@ -163,7 +164,7 @@ spans AS MATERIALIZED (
 ),
 locked AS MATERIALIZED (
   SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release
-  FROM spans AS p
+  FROM (SELECT spans.subscription_id, spans.step, spans.due_after, spans.due_by, spans.room, spans.is_release FROM spans ORDER BY spans.step) AS p -- in their turn, where the slots run out
   CROSS JOIN LATERAL (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
@@ -200,7 +201,7 @@ marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
     probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $11::uuid END,
-    released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - interval '1 second' END)
+    released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - greatest(1, 1 / g.rate) * interval '1 second' END)
       + taken.released / g.rate * interval '1 second'
   FROM gated AS g
   JOIN (

@@ -33,7 +33,9 @@ WHERE s.updated_at >= $1::timestamptz
 UNION ALL
 SELECT s.id, s.version, true
 FROM mailhook.accounts AS a
-JOIN mailhook.subscriptions AS s ON s.account_id = a.id
+CROSS JOIN LATERAL (
+  SELECT b.id, b.version FROM mailhook.subscriptions AS b WHERE b.account_id = a.id OFFSET 0
+) AS s
 WHERE a.updated_at >= $1::timestamptz
 `
 
@@ -45,6 +47,7 @@ type ListChangedSubscriptionsRow struct {
 
 // ListChangedSubscriptions names the subscriptions changed since @since, with the state that decides whether a request
 // may start. A caller overlaps its calls by a minute, for transactions that commit late.
+// OFFSET 0: probed, whatever the plan was made on.
 func (q *Queries) ListChangedSubscriptions(ctx context.Context, since time.Time) ([]ListChangedSubscriptionsRow, error) {
 	rows, err := q.db.Query(ctx, listChangedSubscriptions, since)
 	if err != nil {

@@ -91,10 +91,6 @@ func (w *Worker) claim(ctx, requests context.Context) {
 
 // once takes one batch.
 func (c *claimer) once(ctx context.Context) (result claimed, err error) {
-	room := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
-	if room.claim <= 0 || room.bytes <= 0 {
-		return claimed{limited: true}, nil
-	}
 	if c.w.freed.Swap(false) || time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
 		c.walkAgain()
 	}
@@ -112,7 +108,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 				return nil
 			}
 		}
-		result, err = c.batch(ctx, room)
+		result, err = c.batch(ctx)
 		c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
 		return err
 	})
@@ -144,10 +140,14 @@ func (c *claimer) learn(result claimed, took time.Duration) {
 	}
 }
 
-func (c *claimer) batch(ctx context.Context, room room) (result claimed, err error) {
+func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w := c.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
+	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	if room.claim <= 0 || room.bytes <= 0 {
+		return claimed{limited: true, more: c.walk.resume != uuid.Nil}, nil
+	}
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,

@@ -27,7 +27,8 @@ type Config struct {
 	MaxBodyBytes int64
 	// BatchRows bounds the outbox rows of one dispatch.
 	BatchRows int
-	// Connections is how many sessions work, three of them for dispatch, record, heartbeat and pulse alone; one more listens.
+	// Connections is how many sessions work, three of them for dispatch, record, heartbeat and pulse alone, and one for
+	// retention; one more listens.
 	Connections int
 
 	// PollInterval is the longest a sleeping worker trusts notifications.

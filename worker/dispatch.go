@@ -188,6 +188,9 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w := d.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
+	// Once more under the lock: a claim may have taken of it.
+	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	free, bytes = max(0, min(free, room.dispatch)), min(bytes, room.bytes)
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	started := time.Now()
 	var taken []db.DispatchRow

@@ -28,8 +28,8 @@ func (w *Worker) hold(ctx context.Context) {
 		expiredAt = time.Now()
 		if w.mayExpire(ctx) {
 			keep := w.cfg.Retention
-			w.drain(ctx, "expire held deliveries", func(ctx context.Context) (int64, error) {
-				return w.q.ExpireHeld(ctx, db.ExpireHeldParams{MaxAge: keep.Held, MaxHeld: int32(keep.MaxHeld), MaxRows: smallBatch}) //nolint:gosec // validated
+			w.drain(withTimeout(ctx, slowTimeout), "expire held deliveries", func(ctx context.Context) (int64, error) {
+				return w.slowQ.ExpireHeld(ctx, db.ExpireHeldParams{MaxAge: keep.Held, MaxHeld: int32(keep.MaxHeld), MaxRows: smallBatch}) //nolint:gosec // validated
 			})
 		}
 	})

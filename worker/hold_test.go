@@ -320,3 +320,15 @@ func TestSlowEndpointsLeaveSlotsToOthers(t *testing.T) {
 		return b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE event_type = 'email.clicked' AND ended_as = 'delivered'") == 100
 	})
 }
+
+// A rate below one a second releases, too: one at a time.
+func TestAReleaseAtASlowRate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "status = 'paused'", "rate_limit_per_second = 1")
+	b.waiting(t, id, 3, 1)
+	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'active'")
+	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, release_before, released_at) VALUES ($1, now(), now())", id)
+	b.run(t, b.config())
+	b.settled(t)
+}

@@ -64,13 +64,14 @@ type loads struct {
 }
 
 // load answers how many slots each subscription has, and the most that slow ones may have: all of those together half of
-// the slots, in equal parts, so that others find free ones however many endpoints are slow or dead.
+// the slots, in equal parts, so that others find free ones however many endpoints are slow or dead. While they have that
+// half, none of them gets more.
 func (l *leases) load(maxDeliveries int) loads {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	var inFlight, limits object
-	var slow []uuid.UUID
+	slow, busy, slots := map[uuid.UUID]int{}, 0, 0
 	for id, s := range l.bySubscription {
 		if s.slots > 0 {
 			inFlight.add(id, s.slots)
@@ -80,11 +81,18 @@ func (l *leases) load(maxDeliveries int) loads {
 			continue
 		}
 		if s.isSlow(now) {
-			slow = append(slow, id)
+			slow[id] = s.slots
+			slots += s.slots
+			busy += min(s.slots, 1)
 		}
 	}
-	for _, id := range slow {
-		limits.add(id, max(1, maxDeliveries/2/len(slow)))
+	half := max(1, maxDeliveries/2)
+	for id, n := range slow {
+		part := max(1, half/(busy+1-min(n, 1))) // divided by those with slots, and the one that asks
+		if slots >= half {
+			part = min(part, n)
+		}
+		limits.add(id, part)
 	}
 	return loads{inFlight.close(), limits.close()}
 }

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -139,7 +138,7 @@ func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	descs := stateDescs()
 	s, err := c.q.Status(ctx)
@@ -184,7 +183,7 @@ func (c *partitionCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *partitionCollector) Collect(out chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	aheadDesc, overdueDesc, defaultDesc := partitionDescs()
 	ahead, err := c.q.ListPartitionsAhead(ctx)

@@ -30,7 +30,7 @@ const (
 func (w *Worker) makePartitions(ctx context.Context, now time.Time) {
 	oldest := now
 	w.complain(ctx, "look for the oldest event", call(ctx, func(ctx context.Context) error {
-		at, err := w.q.OldestUndispatched(ctx)
+		at, err := w.slowQ.OldestUndispatched(ctx)
 		if err == nil && at.Before(now) {
 			oldest = at.UTC()
 		}
@@ -64,7 +64,7 @@ func (w *Worker) makePartitions(ctx context.Context, now time.Time) {
 // beyond end stay there until it comes nearer: a host that writes any time it likes must not make a partition for each.
 func (w *Worker) defaultDays(ctx context.Context, parent string, since, end time.Time) (days []time.Time, err error) {
 	err = call(ctx, func(ctx context.Context) error {
-		dates, err := w.q.ListDefaultDays(ctx, db.ListDefaultDaysParams{Parent: parent, Since: since, Until: end})
+		dates, err := w.slowQ.ListDefaultDays(ctx, db.ListDefaultDaysParams{Parent: parent, Since: since, Until: end})
 		for _, date := range dates {
 			days = append(days, date.Time)
 		}
@@ -86,7 +86,7 @@ func (w *Worker) dropPartitions(ctx context.Context, now time.Time) {
 func (w *Worker) dropDefaults(ctx context.Context, eventsBefore, attemptsBefore time.Time) error {
 	var old db.HasOldDefaultRowsRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		old, err = w.q.HasOldDefaultRows(ctx, db.HasOldDefaultRowsParams{EventsBefore: eventsBefore, AttemptsBefore: attemptsBefore})
+		old, err = w.slowQ.HasOldDefaultRows(ctx, db.HasOldDefaultRowsParams{EventsBefore: eventsBefore, AttemptsBefore: attemptsBefore})
 		return err
 	})
 	for n := int64(smallBatch); err == nil && old.Events && n >= smallBatch; {
@@ -97,7 +97,7 @@ func (w *Worker) dropDefaults(ctx context.Context, eventsBefore, attemptsBefore 
 	}
 	for n := int64(smallBatch); err == nil && old.Attempts && n >= smallBatch; {
 		err = call(ctx, func(ctx context.Context) (err error) {
-			n, err = w.q.DropDefaultAttempts(ctx, db.DropDefaultAttemptsParams{Before: attemptsBefore, MaxRows: smallBatch})
+			n, err = w.slowQ.DropDefaultAttempts(ctx, db.DropDefaultAttemptsParams{Before: attemptsBefore, MaxRows: smallBatch})
 			return err
 		})
 	}
@@ -121,7 +121,7 @@ func (w *Worker) detachEvents(ctx context.Context, before time.Time) error {
 func (w *Worker) countDetached(ctx context.Context) error {
 	var days []pgtype.Date
 	err := call(ctx, func(ctx context.Context) (err error) {
-		days, err = w.q.ListDetachedDays(ctx)
+		days, err = w.slowQ.ListDetachedDays(ctx)
 		return err
 	})
 	for _, date := range days {
@@ -169,7 +169,7 @@ func (w *Worker) dropAttempts(ctx context.Context, before time.Time) error {
 func (w *Worker) daysBefore(ctx context.Context, parent string, before time.Time) (days []time.Time, err error) {
 	var names []string
 	err = call(ctx, func(ctx context.Context) (err error) {
-		names, err = w.q.ListPartitions(ctx, parent)
+		names, err = w.slowQ.ListPartitions(ctx, parent)
 		return err
 	})
 	for _, name := range names {
@@ -187,13 +187,13 @@ func (w *Worker) withShortLocks(ctx context.Context, f func(*db.Queries) error, 
 	var err error
 	for range 20 {
 		err = call(ctx, func(ctx context.Context) error {
-			return pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error {
+			return pgx.BeginFunc(ctx, w.slowPool, func(tx pgx.Tx) error {
 				for _, statement := range append([]string{"SET LOCAL lock_timeout = '100ms'"}, statements...) {
 					if _, err := tx.Exec(ctx, statement); err != nil {
 						return err
 					}
 				}
-				return f(w.q.WithTx(tx))
+				return f(w.slowQ.WithTx(tx))
 			})
 		})
 		if sqlState(err) != "55P03" { // lock_not_available
@@ -210,7 +210,7 @@ func (w *Worker) withShortLocks(ctx context.Context, f func(*db.Queries) error, 
 // DEFAULT partition. The metrics of the same names are read at each scrape.
 func (w *Worker) alarm(ctx context.Context) error {
 	return call(ctx, func(ctx context.Context) error {
-		ahead, err := w.q.ListPartitionsAhead(ctx)
+		ahead, err := w.slowQ.ListPartitionsAhead(ctx)
 		if err != nil {
 			return err
 		}
@@ -219,7 +219,7 @@ func (w *Worker) alarm(ctx context.Context) error {
 				w.cfg.Log.Error("partitions run out", "table", p.Parent, "days_ahead", p.Days)
 			}
 		}
-		overdue, err := w.q.ListOverdueDays(ctx, overdueParams(w.cfg.Retention))
+		overdue, err := w.slowQ.ListOverdueDays(ctx, overdueParams(w.cfg.Retention))
 		if err != nil {
 			return err
 		}
@@ -230,7 +230,7 @@ func (w *Worker) alarm(ctx context.Context) error {
 			}
 			log("days are kept beyond their retention", "table", o.Parent, "reason", o.Reason, "days", o.Days, "oldest_day", o.OldestDay.Time.Format(time.DateOnly))
 		}
-		rows, err := w.q.CountDefaultRows(ctx)
+		rows, err := w.slowQ.CountDefaultRows(ctx)
 		if err != nil {
 			return err
 		}

@@ -122,6 +122,17 @@ func TestPlans(t *testing.T) {
 			forbid(t, "record", g.plan, "deliveries", "subscriptions", "subscription_health")
 			probes(t, "record", g.plan)
 
+			if _, err := db.New(g).ListChangedSubscriptions(t.Context(), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			probes(t, "pulse", g.plan)
+			forbid(t, "pulse", g.plan, "subscriptions", "accounts")
+			if _, err := db.New(g).LoadSubscriptions(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			probes(t, "load", g.plan)
+			forbid(t, "load", g.plan, "subscriptions", "accounts", "subscription_secrets")
+
 			e := &explainer{Pool: pool.Pool}
 			now := time.Now()
 			for _, since := range []*time.Time{&now, nil} {

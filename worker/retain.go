@@ -18,10 +18,11 @@ const (
 // goes in batches. One worker does it at a time, behind an expiring lease; nothing breaks if two do. What is past its time
 // is decided by the database's clock.
 func (w *Worker) retain(ctx context.Context) {
+	ctx = withTimeout(ctx, slowTimeout)
 	every(ctx, retainInterval, func(ctx context.Context) {
 		var now time.Time
 		err := call(ctx, func(ctx context.Context) (err error) {
-			now, err = w.q.LeaseTask(ctx, db.LeaseTaskParams{Task: "retain", WorkerID: w.identity.get(), Seconds: (retainInterval / 2).Seconds()})
+			now, err = w.slowQ.LeaseTask(ctx, db.LeaseTaskParams{Task: "retain", WorkerID: w.identity.get(), Seconds: (retainInterval / 2).Seconds()})
 			return err
 		})
 		if err == pgx.ErrNoRows { //nolint:errorlint // pgx answers it bare
@@ -49,19 +50,19 @@ func (w *Worker) expire(ctx context.Context) {
 		f    func(context.Context) (int64, error)
 	}{
 		{"drop dead letters", func(ctx context.Context) (int64, error) {
-			return w.q.DropDeadLetters(ctx, db.DropDeadLettersParams{MaxAge: keep.DeadLetters, MaxRows: smallBatch})
+			return w.slowQ.DropDeadLetters(ctx, db.DropDeadLettersParams{MaxAge: keep.DeadLetters, MaxRows: smallBatch})
 		}},
 		{"drop quarantine", func(ctx context.Context) (int64, error) {
-			return w.q.DropQuarantine(ctx, db.DropQuarantineParams{MaxAge: keep.Quarantine, MaxRows: smallBatch})
+			return w.slowQ.DropQuarantine(ctx, db.DropQuarantineParams{MaxAge: keep.Quarantine, MaxRows: smallBatch})
 		}},
-		{"drop dedupe keys", func(ctx context.Context) (int64, error) { return w.q.DropDedupeKeys(ctx, smallBatch) }},
-		{"drop test deliveries", func(ctx context.Context) (int64, error) { return w.q.DropTestDeliveries(ctx, smallBatch) }},
-		{"drop expired secrets", func(ctx context.Context) (int64, error) { return w.q.DropExpiredSecrets(ctx, smallBatch) }},
+		{"drop dedupe keys", func(ctx context.Context) (int64, error) { return w.slowQ.DropDedupeKeys(ctx, smallBatch) }},
+		{"drop test deliveries", func(ctx context.Context) (int64, error) { return w.slowQ.DropTestDeliveries(ctx, smallBatch) }},
+		{"drop expired secrets", func(ctx context.Context) (int64, error) { return w.slowQ.DropExpiredSecrets(ctx, smallBatch) }},
 		{"drop replays", func(ctx context.Context) (int64, error) {
-			return w.q.DropReplays(ctx, db.DropReplaysParams{MaxAge: keep.Attempts, MaxRows: smallBatch})
+			return w.slowQ.DropReplays(ctx, db.DropReplaysParams{MaxAge: keep.Attempts, MaxRows: smallBatch})
 		}},
 		{"drop deleted subscriptions", func(ctx context.Context) (int64, error) {
-			return w.q.DropDeletedSubscriptions(ctx, db.DropDeletedSubscriptionsParams{MaxAge: keep.Attempts + day, MaxRows: smallBatch})
+			return w.slowQ.DropDeletedSubscriptions(ctx, db.DropDeletedSubscriptionsParams{MaxAge: keep.Attempts + day, MaxRows: smallBatch})
 		}},
 	} {
 		w.drain(ctx, task.what, task.f)

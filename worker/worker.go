@@ -13,19 +13,20 @@ import (
 	"mailhook/db"
 )
 
-// urgentConnections are the sessions with generic plans.
-const urgentConnections = 3
+// urgentConnections are the sessions with generic plans, slowConnections those for statements that may take their time.
+const (
+	urgentConnections = 3
+	slowConnections   = 1
+)
 
 // settleTime is how long a worker that joins others takes nothing: longer than their statements and their pulse.
 const settleTime = time.Second
 
 const (
 	// callTimeout bounds every call to the database: a connection that is dead without having said so is found by it, and
-	// the next call dials. quickTimeout is for the calls that say whether a worker is well, and slowTimeout for those that
-	// may take their time.
-	callTimeout  = 8 * time.Second
-	quickTimeout = 5 * time.Second
-	slowTimeout  = 30 * time.Second
+	// the next call dials. slowTimeout is for those that may take their time.
+	callTimeout = 8 * time.Second
+	slowTimeout = 30 * time.Second
 	// statementMargin is how much earlier the server ends a statement, so that the connection survives it.
 	statementMargin = time.Second
 )
@@ -39,6 +40,10 @@ type Worker struct {
 	// pulse.
 	urgentPool *db.Pool
 	urgentQ    *db.Queries
+	// One for retention. The server ends a statement before its caller gives up: a call that is given up costs its pool all
+	// connections, for they may be dead.
+	slowPool *db.Pool
+	slowQ    *db.Queries
 
 	installation string
 	metrics      *metrics
@@ -74,16 +79,24 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, slowTimeout)
 	defer cancel()
-	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: slowTimeout - statementMargin}
-	role.MaxConns = int32(cfg.Connections) - urgentConnections //nolint:gosec // validated
+	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout - statementMargin}
+	role.MaxConns = int32(cfg.Connections) - urgentConnections - slowConnections //nolint:gosec // validated
 	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
-	role.MaxConns, role.GenericPlans, role.StatementTimeout = urgentConnections, true, callTimeout-statementMargin
-	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, role)
+	slow, urgent := role, role
+	slow.MaxConns, slow.StatementTimeout = slowConnections, slowTimeout-statementMargin
+	slowPool, err := db.Open(ctx, cfg.DatabaseURL, slow)
 	if err != nil {
 		pool.Close()
+		return nil, err
+	}
+	urgent.MaxConns, urgent.GenericPlans = urgentConnections, true
+	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, urgent)
+	if err != nil {
+		pool.Close()
+		slowPool.Close()
 		return nil, err
 	}
 	w := &Worker{
@@ -93,6 +106,8 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 
 		urgentPool: urgentPool,
 		urgentQ:    db.New(sessions(urgentPool)),
+		slowPool:   slowPool,
+		slowQ:      db.New(slowPool),
 
 		leases:   newLeases(),
 		client:   newClient(cfg),
@@ -140,6 +155,7 @@ func (w *Worker) Close() {
 	w.metrics.unregister()
 	w.client.close()
 	w.urgentPool.Close()
+	w.slowPool.Close()
 	w.pool.Close()
 }
 
@@ -160,7 +176,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var lasting, loops errgroup.Group
-	for _, loop := range []func(context.Context){within(quickTimeout, w.pulse), within(quickTimeout, w.heartbeat), w.record, w.giveBack} {
+	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
 	if w.state.crew() > 1 {
@@ -172,7 +188,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer abort()
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
-		w.testSend, w.reconcileLeases, w.rescue, w.cancel, within(slowTimeout, w.hold), w.replay, within(slowTimeout, w.retain),
+		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}
@@ -229,7 +245,7 @@ func (i *identity) set(id uuid.UUID) {
 	i.id = id
 }
 
-// call runs f with a deadline on top of ctx: callTimeout, or that of the loop.
+// call runs f with a deadline on top of ctx: callTimeout, or that of withTimeout.
 func call(ctx context.Context, f func(context.Context) error) error {
 	timeout, ok := ctx.Value(timeoutKey{}).(time.Duration)
 	if !ok {
@@ -251,9 +267,9 @@ func callAgain(ctx context.Context, f func(context.Context) error) error {
 
 type timeoutKey struct{}
 
-// within is a loop each of whose calls has another deadline than callTimeout.
-func within(timeout time.Duration, loop func(context.Context)) func(context.Context) {
-	return func(ctx context.Context) { loop(context.WithValue(ctx, timeoutKey{}, timeout)) }
+// withTimeout makes the calls under ctx have another deadline than callTimeout.
+func withTimeout(ctx context.Context, timeout time.Duration) context.Context {
+	return context.WithValue(ctx, timeoutKey{}, timeout)
 }
 
 // signal marks a wish that is served once, however often it was made.

@@ -100,7 +100,8 @@ open AS MATERIALIZED (
 -- The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
-    floor(l.rate * least(1, extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
+    -- A second's worth at most, or one where that takes longer.
+    floor(l.rate * least(greatest(1, 1 / l.rate), extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
     SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second / 2) AS rate
@@ -143,7 +144,7 @@ spans AS MATERIALIZED (
 ),
 locked AS MATERIALIZED (
   SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release
-  FROM spans AS p
+  FROM (SELECT spans.* FROM spans ORDER BY spans.step) AS p -- in their turn, where the slots run out
   CROSS JOIN LATERAL (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
@@ -182,7 +183,7 @@ marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
     probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN @lease_id::uuid END,
-    released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - interval '1 second' END)
+    released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - greatest(1, 1 / g.rate) * interval '1 second' END)
       + taken.released / g.rate * interval '1 second'
   FROM gated AS g
   JOIN (

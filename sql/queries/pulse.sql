@@ -22,7 +22,10 @@ WHERE s.updated_at >= @since::timestamptz
 UNION ALL
 SELECT s.id, s.version, true
 FROM mailhook.accounts AS a
-JOIN mailhook.subscriptions AS s ON s.account_id = a.id
+-- OFFSET 0: probed, whatever the plan was made on.
+CROSS JOIN LATERAL (
+  SELECT b.id, b.version FROM mailhook.subscriptions AS b WHERE b.account_id = a.id OFFSET 0
+) AS s
 WHERE a.updated_at >= @since::timestamptz;
 
 -- LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first.
