@@ -151,7 +151,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
-		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), //nolint:gosec // bounded
+		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes),
 		IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
