@@ -91,6 +91,9 @@ func (w *Worker) claim(ctx, requests context.Context) {
 
 // once takes one batch.
 func (c *claimer) once(ctx context.Context) (result claimed, err error) {
+	if _, ok := c.room(); !ok {
+		return claimed{limited: true}, nil
+	}
 	if c.w.freed.Swap(false) || time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
 		c.walkAgain()
 	}
@@ -116,6 +119,12 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 		c.learn(result, time.Since(started))
 	}
 	return result, err
+}
+
+// room is what a claim may take, and whether that is anything.
+func (c *claimer) room() (room, bool) {
+	r := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
+	return r, r.claim > 0 && r.bytes > 0
 }
 
 // walkAgain begins a walk, unless one is under way.
@@ -144,14 +153,14 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w := c.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
-	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-	if room.claim <= 0 || room.bytes <= 0 {
+	room, ok := c.room() // a dispatch may have taken of it
+	if !ok {
 		return claimed{limited: true, more: c.walk.resume != uuid.Nil}, nil
 	}
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
-		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes),
+		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), //nolint:gosec // 1 to 500
 		IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})

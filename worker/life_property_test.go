@@ -429,6 +429,8 @@ func (l *life) checkClaimed(w *lifeWorker, s *lifeSubscription, ds []*lifeDelive
 	}
 }
 
+// Skip, here and below, is rapid's: an action that does not fit is drawn again, and no test is skipped.
+
 // remembered draws some of what a worker remembers, each delivery once, current or not.
 func (l *life) remembered(w *lifeWorker) (picked [][2]uuid.UUID) {
 	if len(w.leases) == 0 {

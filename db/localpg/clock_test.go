@@ -136,7 +136,7 @@ func TestMissingCompilerSaysWhatToInstall(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := NewClock(t.TempDir())
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
+		skip(t, err)
 	}
 	if !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), "apt-get install gcc") {
 		t.Errorf("NewClock = %v", err)
