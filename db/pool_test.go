@@ -201,7 +201,7 @@ func TestABrokenConnectionTakesItsPoolAlong(t *testing.T) {
 		if _, err := pool.Exec(t.Context(), statement); err == nil {
 			t.Fatalf("%s: no error", what)
 		}
-		dbtest.Eventually(t, 10*time.Second, what+": none of the sessions is used any more", func() bool {
+		dbtest.Eventually(t, what+": none of the sessions is used any more", func() bool {
 			return !slices.ContainsFunc(sessions(t, pool), func(pid uint32) bool { return slices.Contains(before, pid) })
 		})
 	}
@@ -223,7 +223,7 @@ func TestACallerThatGivesUp(t *testing.T) {
 		_, err := pool.Exec(ctx, "SELECT pg_sleep(60)")
 		ended <- err
 	}()
-	dbtest.Eventually(t, 10*time.Second, "it runs", func() bool {
+	dbtest.Eventually(t, "it runs", func() bool {
 		return dbtest.QueryOne[bool](t, d, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND datname = current_database())")
 	})
 	giveUp()
@@ -306,7 +306,6 @@ func TestEveryStatementHasADeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	began := time.Now()
 	proxy.Blackhole()
 	proxy.Restore()
 	if _, err := pool.Exec(t.Context(), "SELECT 1"); !errors.Is(err, context.DeadlineExceeded) {
@@ -314,9 +313,5 @@ func TestEveryStatementHasADeadline(t *testing.T) {
 	}
 	if _, err := pool.Exec(t.Context(), "SELECT 1"); err != nil {
 		t.Error(err)
-	}
-	// 2 s until the deadline, 1 s until the dead connection has left its place.
-	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("it took %v", took)
 	}
 }

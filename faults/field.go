@@ -191,6 +191,16 @@ func (f *field) problem(format string, args ...any) {
 	f.problems = append(f.problems, fmt.Sprintf(format, args...))
 }
 
+// slow is problem for what took too long. Where the gate runs, several scenarios share a machine of which nothing is known:
+// there it is told, and breaks nothing.
+func (f *field) slow(format string, args ...any) {
+	if f.scale < 1 {
+		f.note("slow: "+format, args...)
+	} else {
+		f.problem(format, args...)
+	}
+}
+
 // note adds a figure to the scenario's line.
 func (f *field) note(format string, args ...any) {
 	f.mu.Lock()

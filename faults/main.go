@@ -4,7 +4,7 @@
 //	make faults                          every scenario but soak; writes docs/reliability.md
 //	make faults SCENARIO=soak KEEP=1     an hour; adds its row to docs/reliability.md, and plots beside it
 //	make faults SCENARIO=sigkill,stop    some of them; only prints
-//	make faults-ci                       a small version of some, within 6 minutes
+//	make faults-ci                       a small version of some, within 6 minutes: times are told, not judged
 //
 // Exit 1 if an invariant is broken. More of the environment:
 //

@@ -127,7 +127,7 @@ func (f *field) campaign(ctx context.Context, r *result) error {
 	r.Events, r.Receipts, r.Lost, r.Duplicates = c.verdict.events, c.verdict.receipts, c.verdict.lost, c.verdict.duplicates
 	r.Recovery = c.verdict.recovery.Seconds()
 	if s.recovery > 0 && c.verdict.netRecovery > s.recovery {
-		f.problem("recovery took %v, more than %v", c.verdict.netRecovery.Round(10*time.Millisecond), s.recovery)
+		f.slow("recovery took %v, more than %v", c.verdict.netRecovery.Round(10*time.Millisecond), s.recovery)
 	}
 	f.tellStalls()
 	if s.verify != nil {

@@ -92,7 +92,7 @@ func (f *field) swallow(ctx context.Context, proxy *localpg.Proxy, name string, 
 	took := time.Since(x.to)
 	f.note("%s: %d connections hit, all workers listen again after %.1f s", name, hit, took.Seconds())
 	if took-f.stalled(x.to, time.Now()) > afterHalfOpen {
-		f.problem("%s: the workers listen again after %v, more than %v", name, took.Round(time.Millisecond), afterHalfOpen)
+		f.slow("%s: the workers listen again after %v, more than %v", name, took.Round(time.Millisecond), afterHalfOpen)
 	}
 	return err
 }
@@ -106,6 +106,6 @@ func (f *field) boundLateness(c *checker, from, to time.Time, most time.Duration
 	}
 	f.note("committed meanwhile: p99 %v, the latest after %v", p99(took).Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 	if latest := took[len(took)-1]; latest > most {
-		f.problem("an event came %v after its commit, more than %v", latest.Round(time.Millisecond), most)
+		f.slow("an event came %v after its commit, more than %v", latest.Round(time.Millisecond), most)
 	}
 }

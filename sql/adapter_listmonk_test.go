@@ -445,7 +445,7 @@ func TestListmonkDedupe(t *testing.T) {
 		}
 	}
 	in.after(t, 0, 6)
-	dbtest.Eventually(t, time.Minute, "all dispatched", func() bool {
+	dbtest.Eventually(t, "all dispatched", func() bool {
 		return dbtest.QueryOne[int64](t, l.DB, "SELECT count(*) FROM mailhook.outbox") == 0
 	})
 	rows, _ := l.Pool.Query(t.Context(), "SELECT dedupe_key || CASE WHEN duplicate_of IS NULL THEN '' ELSE ' again' END FROM mailhook.events ORDER BY id") // CollectRows answers it
@@ -503,8 +503,8 @@ func TestListmonkImport(t *testing.T) {
 	}
 }
 
-// TestListmonkNeverBreaks: whatever is wrong with the adapter, the host's statement succeeds at once. With a count, except
-// where even counting is blocked; and where only a description is gone, with an event.
+// TestListmonkNeverBreaks: whatever is wrong with the adapter, the host's statement succeeds, and waits for no lock longer than
+// lock_timeout. With a count, except where even counting is blocked; and where only a description is gone, with an event.
 func TestListmonkNeverBreaks(t *testing.T) {
 	t.Parallel()
 	leave := "UPDATE subscriber_lists SET status = 'unsubscribed' WHERE subscriber_id = $1"
@@ -552,7 +552,7 @@ func TestListmonkNeverBreaks(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			l.fastest(t, c.statement)
+			l.thrice(t, c.statement)
 			if c.blocked {
 				if err := tx.Rollback(t.Context()); err != nil {
 					t.Fatal(err)
@@ -572,18 +572,17 @@ func TestListmonkNeverBreaks(t *testing.T) {
 	}
 }
 
-// fastest runs a statement as listmonk for three subscribers, and fails if each took longer than 0.3 s: of three, because the machine
-// may have others to serve.
-func (l *listmonk) fastest(t *testing.T, statement string) {
+// thrice runs a statement as listmonk for three subscribers. How long it waits for a lock at most is PostgreSQL's to keep.
+func (l *listmonk) thrice(t *testing.T, statement string) {
 	t.Helper()
-	fastest := time.Hour
 	for n := 1; n <= 3; n++ {
 		started := time.Now()
 		l.do(t, statement, n)
-		fastest = min(fastest, time.Since(started))
+		t.Logf("the host's statement took %v", time.Since(started))
 	}
-	if fastest > 300*time.Millisecond {
-		t.Errorf("the host waited %v", fastest)
+	if !dbtest.QueryOne[bool](t, l.DB, `SELECT bool_and('lock_timeout=100ms' = ANY (coalesce(p.proconfig, '{}')))
+		FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE t.tgname LIKE 'mailhook_%' AND t.tgrelid::regclass::text NOT LIKE 'mailhook.%'`) {
+		t.Error("a trigger's function has another lock_timeout")
 	}
 }
 

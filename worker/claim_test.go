@@ -64,7 +64,7 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 func (b *bundle) indexEntries(t *testing.T) int64 {
 	t.Helper()
 	var read int64
-	dbtest.Eventually(t, 20*time.Second, "statistics have come in", func() bool {
+	dbtest.Eventually(t, "statistics have come in", func() bool {
 		last := read
 		read = b.count(t, "SELECT sum(idx_tup_read)::bigint FROM pg_stat_all_indexes WHERE relid = 'mailhook.deliveries'::regclass AND indexrelname LIKE '%next_attempt_at_idx'")
 		return last == read && read > 0

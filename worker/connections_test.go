@@ -72,7 +72,7 @@ func (b *bundle) delivers(t *testing.T, since time.Time) time.Duration {
 	t.Helper()
 	id := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.emit('email.sent')")
 	var took time.Duration
-	dbtest.Eventually(t, 60*time.Second, "the event is delivered", func() bool {
+	dbtest.Eventually(t, "the event is delivered", func() bool {
 		for _, r := range b.waitFor(t, 0) {
 			if r.ID == id {
 				took = r.At.Sub(since)
@@ -98,7 +98,7 @@ func TestHalfOpenConnectionsAreFound(t *testing.T) {
 	b.subscribe(t, "/", "email")
 	w, _ := b.run(t, cfg)
 	b.delivers(t, time.Now())
-	dbtest.Eventually(t, 10*time.Second, "watching", w.watching.Load)
+	dbtest.Eventually(t, "watching", w.watching.Load)
 	began := time.Now()
 	if hit := proxy.Blackhole(); hit < 3 {
 		t.Fatalf("%d connections", hit)
@@ -115,7 +115,7 @@ func TestABlackholedNetworkClears(t *testing.T) {
 	w, _ := b.run(t, cfg)
 	b.delivers(t, time.Now())
 	proxy.Blackhole()
-	dbtest.Eventually(t, 30*time.Second, "the worker knows that it is cut off", func() bool { return w.Ready() != nil })
+	dbtest.Eventually(t, "the worker knows that it is cut off", func() bool { return w.Ready() != nil })
 	proxy.Restore()
 	tell(t, "a blackholed network", b.delivers(t, time.Now()))
 }
@@ -127,7 +127,7 @@ func TestAHalfOpenListenerIsFound(t *testing.T) {
 	b.subscribe(t, "/", "email")
 	cfg.PollInterval = time.Second
 	w, _ := b.run(t, cfg)
-	dbtest.Eventually(t, 10*time.Second, "watching", w.watching.Load)
+	dbtest.Eventually(t, "watching", w.watching.Load)
 	b.waitArmed(t)
 	began := time.Now()
 	if hit := proxy.BlackholeWhere(func(c *localpg.Conn) bool { return c.Sent("LISTEN") }); hit != 1 {
@@ -135,10 +135,10 @@ func TestAHalfOpenListenerIsFound(t *testing.T) {
 	}
 	proxy.Restore()
 	tell(t, "delivery by polling", b.delivers(t, began))
-	dbtest.Eventually(t, 30*time.Second, "the dead connection is found", func() bool { return !w.watching.Load() })
+	dbtest.Eventually(t, "the dead connection is found", func() bool { return !w.watching.Load() })
 	tell(t, "a half-open LISTEN is found", time.Since(began))
 	// Its session holds the watcher's lock until the server has missed its pings.
-	dbtest.Eventually(t, 30*time.Second, "watching again", w.watching.Load)
+	dbtest.Eventually(t, "watching again", w.watching.Load)
 	tell(t, "watching again", time.Since(began))
 }
 
@@ -228,17 +228,17 @@ func TestAnOutageIsSaidBriefly(t *testing.T) {
 	cfg.Log = log.logger()
 	w, stop := b.run(t, cfg)
 	b.delivers(t, time.Now())
-	dbtest.Eventually(t, 10*time.Second, "watching", w.watching.Load)
+	dbtest.Eventually(t, "watching", w.watching.Load)
 	before := log.String()
 	if err := server.StopImmediate(); err != nil {
 		t.Fatal(err)
 	}
-	dbtest.Eventually(t, 30*time.Second, "told twice", func() bool { return strings.Count(log.String(), "database call failed") == 2 })
+	dbtest.Eventually(t, "told twice", func() bool { return strings.Count(log.String(), "database call failed") == 2 })
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	tell(t, "a crash of the database", b.delivers(t, time.Now()))
-	dbtest.Eventually(t, 10*time.Second, "its end is told", func() bool { return strings.Contains(log.String(), "database is back") })
+	dbtest.Eventually(t, "its end is told", func() bool { return strings.Contains(log.String(), "database is back") })
 	stop()
 	said := strings.TrimPrefix(log.String(), before)
 	// Two for the outage, its end, perhaps leases whose reply was lost, and the end of the worker.
@@ -305,7 +305,7 @@ func TestConnectionsAreAsManyAsStated(t *testing.T) {
 	cfg := b.config()
 	cfg.Log = log.logger()
 	w, _ := b.run(t, cfg)
-	dbtest.Eventually(t, 10*time.Second, "watching", w.watching.Load)
+	dbtest.Eventually(t, "watching", w.watching.Load)
 	stated := w.connections()
 	if line := fmt.Sprintf("connections=%d ", stated); !strings.Contains(log.String(), line) {
 		t.Errorf("%q is not in the log:\n%s", line, log.String())
@@ -318,7 +318,7 @@ func TestConnectionsAreAsManyAsStated(t *testing.T) {
 		if round > 0 { // all of them at once, three times
 			b.Exec(t, "SELECT pg_terminate_backend(pid, 5000) "+ours)
 		}
-		dbtest.Eventually(t, 30*time.Second, "all delivered", func() bool {
+		dbtest.Eventually(t, "all delivered", func() bool {
 			most = max(most, dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) "+ours))
 			return dbtest.QueryOne[int64](t, b.DB, "SELECT (SELECT count(*) FROM mailhook.outbox) + (SELECT count(*) FROM mailhook.deliveries)") == 0
 		})
@@ -366,7 +366,7 @@ func TestAWorkerBehindAPooler(t *testing.T) {
 	}
 	b.waitFor(t, events)
 	b.settled(t)
-	dbtest.Eventually(t, 10*time.Second, "well", func() bool { return w.Ready() == nil })
+	dbtest.Eventually(t, "well", func() bool { return w.Ready() == nil })
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"); n > 0 || w.watching.Load() {
 		t.Errorf("%d advisory locks, watching %v", n, w.watching.Load())
 	}

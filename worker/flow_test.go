@@ -76,7 +76,7 @@ func TestWhenTheNextAttemptIs(t *testing.T) {
 			b.subscribe(t, "/", "email", c.set)
 			b.run(t, b.config())
 			b.Exec(t, "SELECT mailhook.emit('email.sent')")
-			dbtest.Eventually(t, 20*time.Second, "a recorded failure", func() bool {
+			dbtest.Eventually(t, "a recorded failure", func() bool {
 				return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts") == 1
 			})
 			// One statement wrote both: the attempt started its duration and a moment before it.
@@ -105,7 +105,7 @@ func TestAnExhaustedDeliveryIsADeadLetter(t *testing.T) {
 		t.Errorf("%d exhausted attempts", n)
 	}
 	b.Exec(t, "UPDATE mailhook.subscriptions SET deleted_at = now() WHERE id = $1", plain)
-	dbtest.Eventually(t, 10*time.Second, "the dead letter of the deleted one cancelled", func() bool {
+	dbtest.Eventually(t, "the dead letter of the deleted one cancelled", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts WHERE subscription_id = $1 AND ended_as = 'cancelled' AND ended_reason = 'deleted'", plain) == 1 &&
 			dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.dead_letters") == 1
 	})
@@ -123,11 +123,11 @@ func TestGoneSuspendsAndHolds(t *testing.T) {
 	id := b.subscribe(t, "/", "email", "retry_schedule = '{1s}'")
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
-	dbtest.Eventually(t, 10*time.Second, "suspended", func() bool {
+	dbtest.Eventually(t, "suspended", func() bool {
 		return dbtest.QueryOne[string](t, b.DB, "SELECT concat_ws(' ', status, status_reason) FROM mailhook.subscriptions WHERE id = $1", id) == "suspended gone"
 	})
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
-	dbtest.Eventually(t, 10*time.Second, "both held", func() bool {
+	dbtest.Eventually(t, "both held", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NULL") == 2
 	})
 	b.answerWith(nil)
@@ -149,12 +149,12 @@ func TestPausedHoldsAndInactiveCancels(t *testing.T) {
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
 	b.waitFor(t, 1)
-	dbtest.Eventually(t, 10*time.Second, "three held", func() bool {
+	dbtest.Eventually(t, "three held", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries") == 3
 	})
 	b.Exec(t, "UPDATE mailhook.subscriptions SET status = 'inactive' WHERE id = $1", inactive)
 	b.Exec(t, "UPDATE mailhook.subscriptions SET deleted_at = now() WHERE id = $1", deleted)
-	dbtest.Eventually(t, 10*time.Second, "two cancelled", func() bool {
+	dbtest.Eventually(t, "two cancelled", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries") == 1
 	})
 	got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg(concat_ws(' ', number, ended_as, ended_reason), ', ' ORDER BY ended_reason) FROM mailhook.attempts WHERE outcome IS NULL")
@@ -180,7 +180,7 @@ func TestASuspendedAccountHoldsAll(t *testing.T) {
 	b.Exec(t, "INSERT INTO mailhook.accounts (id, status) VALUES ('default', 'suspended')")
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
-	dbtest.Eventually(t, 10*time.Second, "held", func() bool {
+	dbtest.Eventually(t, "held", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NULL") == 1
 	})
 	b.Exec(t, "UPDATE mailhook.accounts SET status = 'active', updated_at = now()")
@@ -194,7 +194,7 @@ func TestDeliveryOffKeepsEventsAndOnSendsThem(t *testing.T) {
 	b.subscribe(t, "/", "email")
 	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = false")
 	w, _ := b.run(t, b.config())
-	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
+	dbtest.Eventually(t, "ready", func() bool { return w.Ready() == nil })
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
 	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = true")
 	b.settled(t)
@@ -316,7 +316,7 @@ func TestAFullStopFinishesWhatIsInFlight(t *testing.T) {
 	}
 	go func() {
 		// The stop has begun when the worker no longer takes what is new.
-		dbtest.Eventually(t, 10*time.Second, "the worker stops", func() bool {
+		dbtest.Eventually(t, "the worker stops", func() bool {
 			return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NOT NULL") <= 5
 		})
 		close(release)
@@ -365,7 +365,7 @@ func TestReplays(t *testing.T) {
 	insert := "INSERT INTO mailhook.replays (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched) VALUES ($1, 'default', now() - interval '1 hour', now(), $2, $3, 1000, 0)"
 	b.Exec(t, insert, id, []string{"email.sent"}, "exhausted")
 	done := func(n int64) {
-		dbtest.Eventually(t, 10*time.Second, "replays done", func() bool {
+		dbtest.Eventually(t, "replays done", func() bool {
 			return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.replays WHERE state = 'done'") == n
 		})
 		b.settled(t)

@@ -75,14 +75,14 @@ func TestTheCircuitOpensHoldsAndRecovers(t *testing.T) {
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 5)")
 	open := "SELECT count(*) FROM mailhook.subscription_health WHERE subscription_id = $1 AND opened_at IS NOT NULL"
-	dbtest.Eventually(t, 20*time.Second, "the circuit opens", func() bool { return b.count(t, open, id) == 1 })
+	dbtest.Eventually(t, "the circuit opens", func() bool { return b.count(t, open, id) == 1 })
 
 	under.reset()
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 100)")
-	dbtest.Eventually(t, 20*time.Second, "held, as the view says", func() bool {
+	dbtest.Eventually(t, "held, as the view says", func() bool {
 		return b.count(t, "SELECT count(*) FROM mailhook.unfinished_deliveries WHERE status = 'held' AND held_reason = 'circuit'") > 100
 	})
-	dbtest.Eventually(t, 20*time.Second, "probes fail", func() bool {
+	dbtest.Eventually(t, "probes fail", func() bool {
 		return b.count(t, "SELECT failed_probes FROM mailhook.subscription_health WHERE subscription_id = $1", id) >= 3
 	})
 	if under.peak() > 1 {
@@ -97,7 +97,7 @@ func TestTheCircuitOpensHoldsAndRecovers(t *testing.T) {
 	b.mu.Unlock()
 	dead.Store(false)
 	waiting := int(b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = 0 AND subscription_id = $1", id))
-	dbtest.Eventually(t, 30*time.Second, "all that was held is delivered", func() bool {
+	dbtest.Eventually(t, "all that was held is delivered", func() bool {
 		return b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = 0") == 0
 	})
 	b.waitFor(t, before+waiting)
@@ -105,7 +105,7 @@ func TestTheCircuitOpensHoldsAndRecovers(t *testing.T) {
 	if n := b.count(t, open, id); n != 0 {
 		t.Error("the circuit is still open")
 	}
-	dbtest.Eventually(t, 10*time.Second, "the release is over", func() bool {
+	dbtest.Eventually(t, "the release is over", func() bool {
 		return b.count(t, "SELECT count(*) FROM mailhook.subscription_health WHERE release_before IS NOT NULL") == 0
 	})
 	b.checkTold(t)
@@ -139,7 +139,7 @@ func (b *bundle) checkRelease(t *testing.T, n, rate int) {
 func (b *bundle) checkTold(t *testing.T) {
 	t.Helper()
 	var told []string
-	dbtest.Eventually(t, 10*time.Second, "failing and recovered are told", func() bool {
+	dbtest.Eventually(t, "failing and recovered are told", func() bool {
 		told = nil
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -188,7 +188,7 @@ func TestRetryAfterSlowsTheEndpoint(t *testing.T) {
 	})
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
-	dbtest.Eventually(t, 10*time.Second, "asked to wait", func() bool {
+	dbtest.Eventually(t, "asked to wait", func() bool {
 		return b.count(t, "SELECT count(*) FROM mailhook.subscription_health WHERE wait_until > now() AND in_flight_limit = 4") == 1
 	})
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 10)")
@@ -219,9 +219,9 @@ func TestFailingForDaysSuspends(t *testing.T) {
 			id := b.subscribe(t, "/", "email", "retry_schedule = '"+schedule+"'")
 			b.run(t, b.config())
 			b.Exec(t, "SELECT mailhook.emit('email.sent')")
-			dbtest.Eventually(t, 10*time.Second, "failed once", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.subscription_health") == 1 })
+			dbtest.Eventually(t, "failed once", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.subscription_health") == 1 })
 			b.Exec(t, set)
-			dbtest.Eventually(t, 10*time.Second, "suspended", func() bool {
+			dbtest.Eventually(t, "suspended", func() bool {
 				return dbtest.QueryOne[string](t, b.DB, "SELECT concat_ws(' ', status, status_reason) FROM mailhook.subscriptions WHERE id = $1", id) == "suspended failing"
 			})
 			if n := b.count(t, `SELECT count(*) FROM (SELECT event_type FROM mailhook.outbox UNION ALL SELECT event_type FROM mailhook.events) AS e WHERE event_type = 'subscription.suspended'`); n != 1 {
@@ -272,7 +272,7 @@ func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 	}
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 200)")
-	dbtest.Eventually(t, 10*time.Second, "the first has all of it", func() bool { return under.peak() == 5 })
+	dbtest.Eventually(t, "the first has all of it", func() bool { return under.peak() == 5 })
 	_, stop := b.run(t, b.config())
 	b.waitForWorkers(t, 2)
 	open(40)
@@ -312,11 +312,11 @@ func TestSlowEndpointsLeaveSlotsToOthers(t *testing.T) {
 	c.Grace = 0
 	w, _ := b.run(t, c)
 	b.Exec(t, "SELECT mailhook.emit('email.opened')")
-	dbtest.Eventually(t, 10*time.Second, "ten are known as slow", func() bool { return len(w.leases.load(40).limits) > 10*40 })
+	dbtest.Eventually(t, "ten are known as slow", func() bool { return len(w.leases.load(40).limits) > 10*40 })
 	b.Exec(t, "SELECT mailhook.emit('email.opened') FROM generate_series(1, 100)")
-	dbtest.Eventually(t, 10*time.Second, "they have their half", func() bool { return w.leases.held() == 20 })
+	dbtest.Eventually(t, "they have their half", func() bool { return w.leases.held() == 20 })
 	b.Exec(t, "SELECT mailhook.emit('email.clicked') FROM generate_series(1, 100)")
-	dbtest.Eventually(t, 20*time.Second, "the others go on", func() bool {
+	dbtest.Eventually(t, "the others go on", func() bool {
 		return b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE event_type = 'email.clicked' AND ended_as = 'delivered'") == 100
 	})
 }

@@ -235,7 +235,7 @@ func TestADayDoesNotGoUnderADeliveryInTheMaking(t *testing.T) {
 		reason, err := w.q.DetachDay(t.Context(), dateOf(old))
 		answered <- answer{reason, err}
 	}()
-	dbtest.Eventually(t, 4*time.Second, "the day is about to go", func() bool {
+	dbtest.Eventually(t, "the day is about to go", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM pg_locks WHERE relation = 'mailhook.events'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted") == 1
 	})
 	if err := tx.Commit(t.Context()); err != nil {
@@ -350,7 +350,7 @@ func TestMovingHidesNothing(t *testing.T) {
 		_, err := b.Pool.Exec(ctx, "SELECT mailhook.create_partition('events', $1)", at)
 		done <- err
 	}()
-	dbtest.Eventually(t, 5*time.Second, "the move waits for the reader", func() bool {
+	dbtest.Eventually(t, "the move waits for the reader", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM pg_locks WHERE relation = 'mailhook.events_default'::regclass AND NOT granted") == 1
 	})
 	if see() != 1 {

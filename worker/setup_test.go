@@ -87,7 +87,7 @@ func (b *bundle) answerWith(f func(http.ResponseWriter, receiver.Receipt)) {
 // waitFor waits until at least n receipts are in, and answers all there are.
 func (b *bundle) waitFor(t *testing.T, n int) []receiver.Receipt {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		b.mu.Lock()
 		receipts, arrived := append([]receiver.Receipt(nil), b.receipts...), b.arrived
@@ -167,7 +167,7 @@ func (b *bundle) subscribe(t *testing.T, path, types string, set ...string) uuid
 // settled waits until nothing is left in the outbox and of unfinished deliveries.
 func (b *bundle) settled(t *testing.T) {
 	t.Helper()
-	dbtest.Eventually(t, 60*time.Second, "nothing left to do", func() bool {
+	dbtest.Eventually(t, "nothing left to do", func() bool {
 		return dbtest.QueryOne[int64](t, b.DB, "SELECT (SELECT count(*) FROM mailhook.outbox) + (SELECT count(*) FROM mailhook.deliveries)") == 0
 	})
 }
@@ -198,7 +198,7 @@ func discardLog() *log.Logger { return log.New(io.Discard, "", 0) }
 func (b *bundle) waitForWorkers(t *testing.T, n int64) {
 	t.Helper()
 	before := dbtest.QueryOne[int64](t, b.DB, "SELECT coalesce(min(heartbeat), 0) FROM mailhook.workers")
-	dbtest.Eventually(t, 20*time.Second, "all workers have seen each other", func() bool {
+	dbtest.Eventually(t, "all workers have seen each other", func() bool {
 		// Between two heartbeats of a worker lie several pulses.
 		return dbtest.QueryOne[bool](t, b.DB, "SELECT count(*) = $1 AND min(heartbeat) > $2 + 1 FROM mailhook.workers", n, before)
 	})

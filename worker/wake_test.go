@@ -24,7 +24,7 @@ func (b *bundle) sleepy(t *testing.T) {
 
 func (b *bundle) waitArmed(t *testing.T) {
 	t.Helper()
-	dbtest.Eventually(t, 20*time.Second, "armed", func() bool {
+	dbtest.Eventually(t, "armed", func() bool {
 		return dbtest.QueryOne[bool](t, b.DB, "SELECT last_value > 0 FROM mailhook.wakeup")
 	})
 }
@@ -97,7 +97,7 @@ func TestNotifyCanBeOff(t *testing.T) {
 	cfg := b.config()
 	cfg.PollInterval = 200 * time.Millisecond
 	w, _ := b.run(t, cfg)
-	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
+	dbtest.Eventually(t, "ready", func() bool { return w.Ready() == nil })
 	for n := range 3 {
 		b.Exec(t, "SELECT mailhook.emit('email.sent')")
 		b.waitFor(t, n+1)
@@ -114,7 +114,7 @@ func TestLateCommitsAreFound(t *testing.T) {
 	b := setup(t)
 	b.subscribe(t, "/", "email", "max_in_flight = 1000")
 	w, _ := b.run(t, b.config())
-	dbtest.Eventually(t, 10*time.Second, "ready", func() bool { return w.Ready() == nil })
+	dbtest.Eventually(t, "ready", func() bool { return w.Ready() == nil })
 	const hosts, each = 16, 40
 	errs := make(chan error, hosts)
 	for range hosts {
@@ -200,11 +200,11 @@ func TestAnotherWorkerWatches(t *testing.T) {
 		return cfg
 	}
 	first, stop := b.run(t, config())
-	dbtest.Eventually(t, 10*time.Second, "a watcher", first.watching.Load)
+	dbtest.Eventually(t, "a watcher", first.watching.Load)
 	second, _ := b.run(t, config())
 	b.waitArmed(t)
 	stop()
-	dbtest.Eventually(t, 10*time.Second, "another watcher", second.watching.Load)
+	dbtest.Eventually(t, "another watcher", second.watching.Load)
 	b.waitArmed(t)
 	b.Exec(t, "SELECT mailhook.emit('email.sent')")
 	b.waitFor(t, 1)
@@ -222,7 +222,7 @@ func TestSleepingWorkersHelp(t *testing.T) {
 		workers[i], _ = b.run(t, cfg)
 	}
 	b.waitArmed(t)
-	dbtest.Eventually(t, 10*time.Second, "both known", func() bool {
+	dbtest.Eventually(t, "both known", func() bool {
 		return workers[0].state.crew() == 2 && workers[1].state.crew() == 2
 	})
 	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 5000)")
@@ -259,11 +259,11 @@ func TestAWatcherStandsAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	w, _ := b.run(t, b.config())
-	dbtest.Eventually(t, 10*time.Second, "a watcher", w.watching.Load)
+	dbtest.Eventually(t, "a watcher", w.watching.Load)
 	b.Exec(t, `SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l
 		WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
-	dbtest.Eventually(t, 10*time.Second, "it has noticed", func() bool { return !w.watching.Load() })
-	dbtest.Eventually(t, 10*time.Second, "it watches again", w.watching.Load)
+	dbtest.Eventually(t, "it has noticed", func() bool { return !w.watching.Load() })
+	dbtest.Eventually(t, "it watches again", w.watching.Load)
 }
 
 // Migrations run beside workers: no lock of theirs keeps an installer waiting.
@@ -271,7 +271,7 @@ func TestMigrateBesideAWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	w, _ := b.run(t, b.config())
-	dbtest.Eventually(t, 10*time.Second, "a watcher", w.watching.Load)
+	dbtest.Eventually(t, "a watcher", w.watching.Load)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if _, err := db.MigrateUp(ctx, b.URL); err != nil {

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"mailhook/db"
 	"mailhook/db/dbtest"
@@ -66,12 +65,12 @@ func oneWorkerFor(t *testing.T, fields []*field) (cmd *exec.Cmd, address string,
 			t.Logf("the worker's log:\n%s", log.String())
 		}
 	})
-	dbtest.Eventually(t, 20*time.Second, "the process listens", func() bool {
+	dbtest.Eventually(t, "the process listens", func() bool {
 		_, after, ok := strings.Cut(log.String(), "address=")
 		address, _, _ = strings.Cut(after, "\n")
 		return ok && strings.Contains(after, "\n")
 	})
-	dbtest.Eventually(t, 20*time.Second, "the process is ready", func() bool {
+	dbtest.Eventually(t, "the process is ready", func() bool {
 		status, _ := get(t, "http://"+address+"/readyz")
 		return status == http.StatusOK
 	})
@@ -187,7 +186,7 @@ func TestAnOutageOfOneDatabaseLeavesTheOthersAlone(t *testing.T) {
 	}
 	duringOutage()
 	var body string
-	dbtest.Eventually(t, 30*time.Second, "readyz says so", func() bool {
+	dbtest.Eventually(t, "readyz says so", func() bool {
 		terminate()
 		var status int
 		status, body = get(t, "http://"+address+"/readyz")
@@ -215,7 +214,7 @@ func TestAnOutageOfOneDatabaseLeavesTheOthersAlone(t *testing.T) {
 	// Back again, by itself.
 	good[0].Exec(t, "ALTER DATABASE "+bad.name()+" ALLOW_CONNECTIONS true")
 	bad.waitFor(t, bad.expect(t, random, 100))
-	dbtest.Eventually(t, 30*time.Second, "ready again", func() bool {
+	dbtest.Eventually(t, "ready again", func() bool {
 		status, _ := get(t, "http://"+address+"/readyz")
 		return status == http.StatusOK
 	})
