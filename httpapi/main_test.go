@@ -61,7 +61,11 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 		t.Fatal(err)
 	}
 	config := DefaultConfig()
-	config.Pool, config.Keyring = &db.Pool{Pool: b.Pool}, keyring
+	config.Keyring = keyring
+	if config.Pool, err = db.Open(t.Context(), b.As("mailhook_api"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(config.Pool.Close)
 	config.NoWorkerAfter, config.TestWait = 300*time.Millisecond, time.Second
 	config.Logger = slog.New(slog.NewTextHandler(b.logs, nil))
 	for _, f := range change {

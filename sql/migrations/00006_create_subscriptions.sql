@@ -190,7 +190,8 @@ COMMENT ON FUNCTION mailhook.slowed_cap IS 'max_in_flight as far as the endpoint
 
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   DELETE FROM mailhook.subscription_event_types WHERE subscription_id = NEW.id;
