@@ -13,7 +13,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.deliveries, mailhook.dead_lette
 GRANT UPDATE (ended_as, ended_reason) ON mailhook.attempts TO mailhook_worker;
 -- FOR UPDATE asks for UPDATE of any column; id is GENERATED ALWAYS.
 GRANT UPDATE (id) ON mailhook.outbox TO mailhook_worker;
-GRANT SELECT, UPDATE, DELETE ON mailhook.subscriptions, mailhook.subscription_secrets TO mailhook_worker;
+GRANT SELECT, UPDATE (status, status_reason), DELETE ON mailhook.subscriptions TO mailhook_worker;
+GRANT SELECT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_worker;
 GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
 GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 
@@ -49,5 +50,21 @@ GRANT EXECUTE ON FUNCTION mailhook.create_partition(text, date), mailhook.detach
   TO mailhook_worker;
 
 -- +goose Down
--- Privileges go with the tables; the roles belong to the cluster.
-SELECT 1;
+-- +goose StatementBegin
+DO $$
+DECLARE
+  name text;
+BEGIN
+  FOR name IN
+    SELECT c.oid::regclass FROM pg_catalog.pg_class AS c WHERE c.relnamespace = 'mailhook'::regnamespace AND c.relacl::text ~ 'mailhook_(worker|api)='
+  LOOP
+    EXECUTE format('REVOKE ALL ON %s FROM mailhook_worker, mailhook_api', name);
+  END LOOP;
+  FOR name IN
+    SELECT p.oid::regprocedure FROM pg_catalog.pg_proc AS p WHERE p.pronamespace = 'mailhook'::regnamespace AND p.proacl::text ~ 'mailhook_(worker|api)='
+  LOOP
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM mailhook_worker, mailhook_api', name);
+  END LOOP;
+END
+$$;
+-- +goose StatementEnd
