@@ -10,7 +10,7 @@ GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 # Tools are pinned in a module of their own, so that their dependencies never reach the product.
 TOOLS := $(BIN)/.built
 
-.PHONY: help build demo test check lint generate generated bench faults faults-ci faults-build vuln clean
+.PHONY: help build demo test check lint generate generated bench faults faults-ci faults-build vuln release reproducible clean
 
 help:
 	@echo "make demo      see it work: private PostgreSQL, mail platform, worker, receivers, ledger"
@@ -20,6 +20,7 @@ help:
 	@echo "make faults    break what can break, prove by ledgers that nothing is lost (SCENARIO=, SEED=, SCALE=)"
 	@echo "make generate  regenerate db/*.sql.go from sql/queries"
 	@echo "make build     .bin/mailhook"
+	@echo "make release   .bin/release/mailhook, static; make reproducible builds it twice and compares"
 
 build:
 	go build -o $(BIN)/mailhook ./cmd/mailhook
@@ -30,7 +31,7 @@ demo: build
 test:
 	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -count=1 -parallel 6 -timeout 15m ./...
 
-check: lint generated
+check: lint generated vuln
 	@bin=$$(.ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin go test -race -count=1 -parallel 4 -timeout 15m ./...
 	cd bench && go test -count=1 ./...
 	cd faults && go test -count=1 ./...
@@ -69,9 +70,18 @@ faults: faults-build
 faults-ci: faults-build
 	@$(FAULTS) -ci
 
-# Not part of check: it asks a database on the internet, which a gate should not depend on.
-vuln:
-	go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+vuln: $(TOOLS)
+	@.ci/vuln
+
+# A static binary that depends on the commit and on the version of Go alone, wherever it is built.
+RELEASE = CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -buildid="
+
+release:
+	$(RELEASE) -o $(BIN)/release/mailhook ./cmd/mailhook
+
+# Builds a clone elsewhere, with a cache of its own, and compares.
+reproducible: release
+	@.ci/reproducible $(BIN)/release/mailhook '$(RELEASE)'
 
 clean:
 	rm -rf $(BIN) .cache
