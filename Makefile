@@ -74,7 +74,7 @@ vuln: $(TOOLS)
 	@.ci/vuln
 
 # A static binary that depends on the commit and on the version of Go alone, wherever it is built.
-RELEASE = CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -buildid="
+RELEASE = CGO_ENABLED=0 go build -trimpath -buildvcs=true -ldflags="-s -w -buildid="
 
 release:
 	$(RELEASE) -o $(BIN)/release/mailhook ./cmd/mailhook
