@@ -196,6 +196,7 @@ FROM (
 WHERE c.subscription_id = g.id
   AND c.kind = $2::text
   AND c.key_id = g.old_key_id
+  AND (SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = $1::text
   AND c.subscription_id = ANY (ARRAY(
     SELECT l.subscription_id FROM mailhook.subscription_credentials AS l
     WHERE l.kind = $2::text AND l.subscription_id = ANY ($3::uuid[]) FOR UPDATE SKIP LOCKED))
@@ -232,6 +233,7 @@ FROM (
 ) AS g
 WHERE x.id = g.id
   AND x.key_id = g.old_key_id
+  AND (SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = $1::text
   AND x.id = ANY (ARRAY(
     SELECT l.id FROM mailhook.subscription_secrets AS l WHERE l.id = ANY ($2::uuid[]) FOR UPDATE SKIP LOCKED))
 `
@@ -243,8 +245,8 @@ type ResealSecretsParams struct {
 	Sealed    [][]byte
 }
 
-// ResealSecrets stores secrets as another key has sealed them. What was changed since it was read, or is locked at this
-// moment, stays as it is.
+// ResealSecrets stores secrets as another key has sealed them, while that one is the installation's. What was changed since it
+// was read, or is locked at this moment, stays as it is.
 func (q *Queries) ResealSecrets(ctx context.Context, arg ResealSecretsParams) (int64, error) {
 	result, err := q.db.Exec(ctx, resealSecrets,
 		arg.KeyID,

@@ -136,11 +136,10 @@ func connections(mu *sync.Mutex, open map[string]bool) func(conn net.Conn, state
 	return func(conn net.Conn, state http.ConnState) {
 		mu.Lock()
 		defer mu.Unlock()
-		switch state {
-		case http.StateNew:
-			open[conn.RemoteAddr().String()] = true
-		case http.StateClosed, http.StateHijacked:
+		if state == http.StateClosed {
 			delete(open, conn.RemoteAddr().String())
+		} else {
+			open[conn.RemoteAddr().String()] = true
 		}
 	}
 }
@@ -148,7 +147,7 @@ func connections(mu *sync.Mutex, open map[string]bool) func(conn net.Conn, state
 func TestWhatAReceiverEchoesIsNotKept(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(500)
+		w.WriteHeader(http.StatusInternalServerError)
 		for _, name := range []string{"X-Token", "X-Env", "Authorization"} {
 			fmt.Fprintf(w, "%s: %s\n", name, r.Header.Get(name))
 		}
@@ -264,5 +263,28 @@ func TestWhatDoesNotOpenParksOneSubscription(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A worker that slept through a rotation, and lacks the key, gets no heartbeat and so starts nothing; no attempt is burned.
+func TestAWorkerWithoutTheMasterKeyStandsStill(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var log lockedBuffer
+	cfg := b.config()
+	cfg.Log = log.logger()
+	b.subscribe(t, "/", "email")
+	w, _ := b.run(t, cfg)
+	dbtest.Eventually(t, "ready", func() bool { return w.Ready() == nil })
+	own := dbtest.QueryOne[string](t, b.DB, "SELECT secret_key_id FROM mailhook.installation")
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = 'deadbeef'")
+	dbtest.Eventually(t, "it says what it lacks, and is not ready", func() bool {
+		return strings.Contains(log.String(), "lacks the master key deadbeef") && w.Ready() != nil
+	})
+	b.Exec(t, "SELECT mailhook.emit('email.sent')")
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = $1", own)
+	b.settled(t)
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts"); n != 1 {
+		t.Errorf("%d attempts", n)
 	}
 }

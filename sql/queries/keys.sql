@@ -39,8 +39,8 @@ WHERE c.kind = @kind::text AND c.key_id <> @key_id::text AND c.subscription_id >
 ORDER BY 1
 LIMIT @max_rows::int;
 
--- ResealSecrets stores secrets as another key has sealed them. What was changed since it was read, or is locked at this
--- moment, stays as it is.
+-- ResealSecrets stores secrets as another key has sealed them, while that one is the installation's. What was changed since it
+-- was read, or is locked at this moment, stays as it is.
 -- name: ResealSecrets :execrows
 UPDATE mailhook.subscription_secrets AS x
 SET key_id = @key_id::text, sealed = g.sealed
@@ -49,6 +49,7 @@ FROM (
 ) AS g
 WHERE x.id = g.id
   AND x.key_id = g.old_key_id
+  AND (SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = @key_id::text
   AND x.id = ANY (ARRAY(
     SELECT l.id FROM mailhook.subscription_secrets AS l WHERE l.id = ANY (@ids::uuid[]) FOR UPDATE SKIP LOCKED));
 
@@ -62,6 +63,7 @@ FROM (
 WHERE c.subscription_id = g.id
   AND c.kind = @kind::text
   AND c.key_id = g.old_key_id
+  AND (SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = @key_id::text
   AND c.subscription_id = ANY (ARRAY(
     SELECT l.subscription_id FROM mailhook.subscription_credentials AS l
     WHERE l.kind = @kind::text AND l.subscription_id = ANY (@ids::uuid[]) FOR UPDATE SKIP LOCKED));
