@@ -98,6 +98,9 @@ func (s *server) deleteAccount(ctx context.Context, who caller, in *accountParam
 		if err := q.LockAccount(ctx, in.ID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
 		}
+		if err := q.LockSubscriptionsOfAccount(ctx, in.ID); err != nil {
+			return fmt.Errorf("lock subscriptions of account: %w", err)
+		}
 		subscriptions, err := q.DeleteSubscriptionsOfAccount(ctx, in.ID)
 		if err != nil {
 			return fmt.Errorf("delete subscriptions of account: %w", err)

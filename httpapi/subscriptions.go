@@ -38,6 +38,7 @@ type Channel struct {
 	Type        string   `json:"type"`
 	URL         string   `json:"url"`
 	HeaderNames []string `json:"header_names" nullable:"false" doc:"The names of the custom headers; their values are never answered."`
+	AuthType    *string  `json:"auth_type" doc:"What the Authorization header is made of, basic or bearer; null: none. The credential is never answered."`
 }
 
 // Filters narrow the events of a subscription down; an empty list is no filter.
@@ -218,8 +219,12 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public stri
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
 	body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
-		if found := s.apply(in.Body, &row); len(found) > 0 {
+		sealed, found := s.apply(in.Body, &row)
+		if len(found) > 0 {
 			return row, invalid(found...)
+		}
+		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+			return row, err
 		}
 		changed, err := q.UpdateSubscription(ctx, updateParams(row))
 		if err != nil {
@@ -238,14 +243,16 @@ func (s *server) deleteSubscription(ctx context.Context, who caller, in *subscri
 	if err != nil {
 		return nil, notFound()
 	}
-	deleted, err := s.queries.DeleteSubscription(ctx, db.DeleteSubscriptionParams{ID: id, AccountID: who.account})
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("delete subscription: %w", err)
-	case deleted == 0:
-		return nil, notFound()
-	}
-	return nil, nil
+	return nil, s.inTx(ctx, func(q *db.Queries) error {
+		// Not found, if it is deleted already.
+		if _, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account}); err != nil {
+			return fmt.Errorf("lock subscription: %w", err)
+		}
+		if _, err := q.DeleteSubscription(ctx, db.DeleteSubscriptionParams{ID: id, AccountID: who.account}); err != nil {
+			return fmt.Errorf("delete subscription: %w", err)
+		}
+		return nil
+	})
 }
 
 // setStatus is the handler of pause, resume and deactivate. A subscription that has the status already keeps its
@@ -289,7 +296,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Name:         row.Name,
 		Status:       row.Status,
 		StatusReason: row.StatusReason,
-		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames},
+		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames, row.AuthType},
 		EventTypes:   row.EventTypes,
 		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
 		Format:       row.Format,
@@ -334,8 +341,7 @@ func updateParams(row db.Subscription) db.UpdateSubscriptionParams {
 		ChannelType:          row.ChannelType,
 		URL:                  row.URL,
 		HeaderNames:          orEmpty(row.HeaderNames),
-		HeadersSealed:        row.HeadersSealed,
-		HeadersKeyID:         row.HeadersKeyID,
+		AuthType:             row.AuthType,
 		EventTypes:           row.EventTypes,
 		FilterSendingDomain:  orEmpty(row.FilterSendingDomain),
 		FilterSendingNode:    orEmpty(row.FilterSendingNode),

@@ -11,7 +11,7 @@ const senderIdle = 10 * time.Second
 
 // client sends requests. One for each worker: its connections are reused.
 type client struct {
-	transport    *http.Transport
+	transports   *transports
 	userAgent    string
 	excerptBytes int
 	insecure     bool
@@ -19,23 +19,27 @@ type client struct {
 
 func newClient(cfg Config) *client {
 	return &client{
-		transport: &http.Transport{
-			// No proxy from the environment: it would dial for us, past the check of the address.
-			DialContext:            newDialer(cfg.AllowCIDR).DialContext,
-			TLSHandshakeTimeout:    10 * time.Second,
-			MaxIdleConns:           cfg.MaxInFlight,
-			MaxIdleConnsPerHost:    cfg.MaxInFlight,
-			IdleConnTimeout:        60 * time.Second,
-			DisableCompression:     true,     // a small answer must not become a large one
-			MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
-		},
+		transports:   newTransports(newTransport(cfg), cfg.MaxInFlight),
 		userAgent:    "mailhook/" + cfg.Version,
 		excerptBytes: cfg.ExcerptBytes,
 		insecure:     cfg.AllowInsecureHTTP,
 	}
 }
 
-func (c *client) close() { c.transport.CloseIdleConnections() }
+func newTransport(cfg Config) *http.Transport {
+	return &http.Transport{
+		// No proxy from the environment: it would dial for us, past the check of the address.
+		DialContext:            newDialer(cfg.AllowCIDR).DialContext,
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConns:           cfg.MaxInFlight,
+		MaxIdleConnsPerHost:    cfg.MaxInFlight,
+		IdleConnTimeout:        60 * time.Second,
+		DisableCompression:     true,     // a small answer must not become a large one
+		MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
+	}
+}
+
+func (c *client) close() { c.transports.close() }
 
 // attempt makes one request with a sender of its own.
 func (c *client) attempt(ctx context.Context, s *subscription, d *delivery) outcome {

@@ -169,7 +169,7 @@ func (b *bundle) subscribe(t *testing.T, path, types string, set ...string) uuid
 		args []any
 	}{
 		{"INSERT INTO mailhook.subscriptions (id, account_id, url, event_types) VALUES ($1, 'default', $2, $3)", []any{id, b.server.URL + path, strings.Split(types, ",")}},
-		{"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", []any{id, b.keyring.KeyID(), b.keyring.Seal(id, []byte(b.secret))}},
+		{"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", []any{id, b.keyring.First().ID, b.keyring.First().Seal(db.SealedSecret, id, []byte(b.secret))}},
 	} {
 		if _, err := tx.Exec(t.Context(), q.sql, q.args...); err != nil {
 			t.Fatal(err)

@@ -37,7 +37,7 @@ func apiCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "api",
 		Usage: "serve the JSON API; it sends nothing itself",
-		Flags: slices.Concat([]cli.Flag{databaseFlag(), keyringFlag()}, logFlags(), egressFlags(), apiFlags()),
+		Flags: slices.Concat([]cli.Flag{databaseFlag()}, keyringFlags(), logFlags(), egressFlags(), apiFlags()),
 		Action: func(c *cli.Context) error {
 			log, err := logger(c)
 			if err != nil {

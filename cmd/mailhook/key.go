@@ -10,9 +10,10 @@ import (
 
 func keyCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "key",
-		Usage: "make keys for the JSON API",
-		Subcommands: []*cli.Command{{
+		Name:    "key",
+		Aliases: []string{"keys"},
+		Usage:   "make keys for the JSON API; rotate the master key",
+		Subcommands: []*cli.Command{rotateCommand(), {
 			Name: "create", Usage: "make a key and print it, once: it is not kept in clear anywhere",
 			Flags: []cli.Flag{
 				databaseFlag(),

@@ -111,7 +111,7 @@ func (f *field) subscribe(t *testing.T, s subscriber) {
 	url := fmt.Sprintf("%s/%d", f.server.URL, len(f.subscribers)-1)
 	f.Exec(t, `INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, filter_sending_domain, filter_sending_node)
 		VALUES ($1, $2, $3, $4, coalesce($5::text[], '{}'), coalesce($6::text[], '{}'))`, id, s.account, url, s.types, s.domains, s.nodes)
-	f.Exec(t, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", id, ring.KeyID(), ring.Seal(id, []byte(s.secret)))
+	f.Exec(t, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", id, ring.First().ID, ring.First().Seal(db.SealedSecret, id, []byte(s.secret)))
 }
 
 // worker starts mailhook worker and waits until it is registered.
@@ -511,7 +511,7 @@ func TestAnotherMasterKeyIsRefused(t *testing.T) {
 	f.worker(t)
 	for _, args := range [][]string{{"worker"}, {"api", "--listen", "127.0.0.1:0"}} {
 		_, stderr, code := mailhook(t, append(f.env(), "MAILHOOK_SECRET_KEY="+db.NewMasterKey()), args...)
-		if code != 1 || !strings.Contains(stderr, "MAILHOOK_SECRET_KEY is not the key") {
+		if code != 1 || !strings.Contains(stderr, "lacks the master key") {
 			t.Errorf("%v: exit %d\n%s", args, code, stderr)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,8 +85,8 @@ func listenFlag(value, usage string) cli.Flag {
 
 func workerFlags(database cli.Flag) []cli.Flag {
 	d := worker.DefaultConfig()
-	return append([]cli.Flag{
-		database, keyringFlag(),
+	return slices.Concat([]cli.Flag{
+		database,
 		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "requests under way, for each database; about as many more wait to be recorded"},
 		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory, for each database"},
 		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
@@ -100,7 +101,7 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
 		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
-	}, append(logFlags(), egressFlags()...)...)
+	}, keyringFlags(), logFlags(), egressFlags())
 }
 
 func logFlags() []cli.Flag {

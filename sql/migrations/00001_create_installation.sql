@@ -60,7 +60,7 @@ COMMENT ON COLUMN mailhook.installation.circuit_failures IS 'So many failed atte
 COMMENT ON COLUMN mailhook.installation.probe_pause IS 'From an opened circuit to its first probe, and from each that fails to the next: a tenth of the time that the circuit has been open, but no less than this and no more than longest_probe_pause.';
 COMMENT ON COLUMN mailhook.installation.release_rate IS 'Held deliveries released each second for each subscription, once they are held no longer. Its own rate limit holds as well.';
 COMMENT ON COLUMN mailhook.installation.suspend_after IS 'A subscription with nothing but failures for so long is suspended, as failing, when a schedule ends or a probe fails.';
-COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals secrets here, by the first process that started; another is refused. NULL: none yet.';
+COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals from now on: that of the first process that started, or the one mailhook keys rotate went to. A process without it does not start. NULL: none yet.';
 COMMENT ON COLUMN mailhook.installation.dedupe_window IS 'How long a dedupe_key keeps later events with the same key from being delivered.';
 
 -- The code of this installation is a constant function, not a column: emit runs under the host''s

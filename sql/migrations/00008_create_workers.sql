@@ -5,12 +5,14 @@ CREATE TABLE mailhook.workers (
   hostname   text NOT NULL,
   pid        integer NOT NULL,
   version    text NOT NULL,
+  key_ids    text[] NOT NULL DEFAULT '{}',
   started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   seen_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT workers_id_pkey PRIMARY KEY (id)
 ) WITH (fillfactor = 50, vacuum_truncate = off);
 COMMENT ON TABLE mailhook.workers IS 'One row for each live worker process.';
 COMMENT ON COLUMN mailhook.workers.heartbeat IS 'A counter, not a time: a rescuer acts after seeing it unchanged for 15 s of its own monotonic clock, or for 6 s where seen_at says 15 s. A stepped clock alone rescues nobody.';
+COMMENT ON COLUMN mailhook.workers.key_ids IS 'The master keys that it has. Rotation waits for all; one that lacks the installation''s key can neither register nor beat, so it sends nothing.';
 COMMENT ON COLUMN mailhook.workers.seen_at IS 'The last heartbeat, by the database''s clock: what a rescuer that has just started goes by.';
 
 CREATE TABLE mailhook.task_leases (
