@@ -15,7 +15,8 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 			"INSERT INTO mailhook.subscriptions (account_id, url, event_types) VALUES ('a', 'https://example.com', '{*}')",
 			"UPDATE mailhook.subscriptions SET url = 'https://example.com'", "UPDATE mailhook.subscriptions SET account_id = 'a'",
 			"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES (gen_random_uuid(), '', '')",
-			"UPDATE mailhook.subscription_secrets SET sealed = ''", "INSERT INTO mailhook.subscription_event_types VALUES ('a', '*', gen_random_uuid())",
+			"UPDATE mailhook.subscription_secrets SET sealed = ''", "DELETE FROM mailhook.subscription_credentials",
+			"INSERT INTO mailhook.subscription_event_types VALUES ('a', '*', gen_random_uuid())",
 			"UPDATE mailhook.accounts SET status = 'active'", "INSERT INTO mailhook.accounts (id) VALUES ('a')",
 			"UPDATE mailhook.installation SET delivery_enabled = false", "UPDATE mailhook.attempts SET outcome = 'ok'", "UPDATE mailhook.events SET account_id = 'a'",
 			"UPDATE mailhook.outbox SET account_id = 'a'", "SELECT nextval('mailhook.outbox_id_seq')", "SELECT setval('mailhook.emit_failures', 1)",
@@ -23,6 +24,7 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 		"mailhook_api": {
 			"SELECT sealed FROM mailhook.subscription_secrets", "SELECT * FROM mailhook.subscription_secrets", "UPDATE mailhook.subscription_secrets SET sealed = ''",
 			"DELETE FROM mailhook.subscription_secrets RETURNING sealed", "COPY mailhook.subscription_secrets TO STDOUT",
+			"SELECT sealed FROM mailhook.subscription_credentials", "UPDATE mailhook.subscription_credentials SET kind = 'auth' RETURNING sealed",
 			"INSERT INTO mailhook.api_keys (key_hash) VALUES ('')", "UPDATE mailhook.api_keys SET account_id = NULL", "UPDATE mailhook.api_keys SET key_hash = ''",
 			"DELETE FROM mailhook.subscriptions", "DELETE FROM mailhook.events", "DELETE FROM mailhook.attempts", "UPDATE mailhook.attempts SET outcome = 'ok'",
 			"INSERT INTO mailhook.events DEFAULT VALUES", "INSERT INTO mailhook.attempts DEFAULT VALUES", "DELETE FROM mailhook.outbox", "UPDATE mailhook.outbox SET data = NULL",

@@ -15,6 +15,7 @@ GRANT UPDATE (ended_as, ended_reason) ON mailhook.attempts TO mailhook_worker;
 GRANT UPDATE (id) ON mailhook.outbox TO mailhook_worker;
 GRANT SELECT, UPDATE (status, status_reason), DELETE ON mailhook.subscriptions TO mailhook_worker;
 GRANT SELECT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_worker;
+GRANT SELECT ON mailhook.subscription_credentials TO mailhook_worker;
 GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
 GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 
@@ -26,6 +27,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.deliveries, 
   mailhook.subscription_health TO mailhook_api;
 GRANT SELECT, INSERT, UPDATE ON mailhook.subscriptions TO mailhook_api;
 GRANT SELECT (id, subscription_id, key_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_api;
+GRANT SELECT (subscription_id, kind, key_id), INSERT, UPDATE (key_id, sealed), DELETE ON mailhook.subscription_credentials TO mailhook_api;
 GRANT SELECT, DELETE ON mailhook.quarantine, mailhook.api_keys TO mailhook_api;
 -- A quarantined event goes back to the outbox.
 GRANT INSERT ON mailhook.outbox TO mailhook_api;
