@@ -101,12 +101,12 @@ func defaultSubscription() db.Subscription {
 }
 
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
-// not name was checked when it was set.
-func (s *server) apply(in SubscriptionInput, to *db.Subscription) []FieldError {
+// not name was checked when it was set. allowsHTTP is whether the account may use http.
+func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) []FieldError {
 	byDefault := defaultSubscription()
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
-	found = append(found, s.applyChannel(in.Channel, to)...)
+	found = append(found, s.applyChannel(in.Channel, to, allowsHTTP)...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
 	to.Format = in.Format.pick(to.Format, byDefault.Format)
@@ -122,7 +122,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription) []FieldError {
 	return found
 }
 
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) []FieldError {
+func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) []FieldError {
 	channel := in.value
 	if in.null { // everything in it back to its default
 		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
@@ -135,7 +135,7 @@ func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) []
 	case to.URL == "" || channel.URL.null:
 		found = append(found, FieldError{"channel.url", "required", "is required"})
 	case channel.URL.set:
-		if err := s.config.checkURL(to.URL); err != nil {
+		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
 			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"mailhook/db/egress"
 )
 
 // senderIdle is how long a goroutine that sends waits for another delivery.
@@ -12,16 +14,18 @@ const senderIdle = 10 * time.Second
 // client sends requests. One for each worker: its connections are reused.
 type client struct {
 	transport    *http.Transport
+	dialer       *egress.Dialer
+	policy       egress.Policy
 	userAgent    string
 	excerptBytes int
-	insecure     bool
 }
 
 func newClient(cfg Config) *client {
+	dialer := egress.NewDialer(cfg.Policy)
 	return &client{
 		transport: &http.Transport{
 			// No proxy from the environment: it would dial for us, past the check of the address.
-			DialContext:            newDialer(cfg.AllowCIDR).DialContext,
+			DialContext:            dialer.DialContext,
 			TLSHandshakeTimeout:    10 * time.Second,
 			MaxIdleConns:           cfg.MaxInFlight,
 			MaxIdleConnsPerHost:    cfg.MaxInFlight,
@@ -29,9 +33,10 @@ func newClient(cfg Config) *client {
 			DisableCompression:     true,     // a small answer must not become a large one
 			MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
 		},
+		dialer:       dialer,
+		policy:       cfg.Policy,
 		userAgent:    "mailhook/" + cfg.Version,
 		excerptBytes: cfg.ExcerptBytes,
-		insecure:     cfg.AllowInsecureHTTP,
 	}
 }
 

@@ -20,14 +20,15 @@ const cacheSize = 20_000
 
 // A subscription is what a request needs to know of it. It is replaced, never changed.
 type subscription struct {
-	version  int64
-	url      string
-	headers  map[string]string
-	keys     [][]byte // newest first
-	timeout  time.Duration
-	mayStart bool
-	limiter  *rate.Limiter // nil: no limit
-	reloadAt time.Time
+	version    int64
+	url        string
+	allowsHTTP bool // by its account
+	headers    map[string]string
+	keys       [][]byte // newest first
+	timeout    time.Duration
+	mayStart   bool
+	limiter    *rate.Limiter // nil: no limit
+	reloadAt   time.Time
 
 	parseOnce sync.Once
 	parsed    *url.URL
@@ -144,11 +145,12 @@ func (c *subscriptionCache) read(ctx context.Context, ids map[uuid.UUID]bool) er
 // open makes a subscription of its row. What cannot be decrypted is left out: the attempt then ends as no_secret.
 func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscription) *subscription {
 	s := &subscription{
-		version:  row.Version,
-		url:      row.URL,
-		timeout:  time.Duration(row.TimeoutMS) * time.Millisecond,
-		mayStart: row.MayStart && row.Exists,
-		reloadAt: time.Now().Add(row.ReloadAt.Sub(row.Now)),
+		version:    row.Version,
+		url:        row.URL,
+		allowsHTTP: row.AllowsHTTP,
+		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		mayStart:   row.MayStart && row.Exists,
+		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
 	for i, sealed := range row.SecretsSealed {
 		secret, err := c.keyring.Open(row.ID, row.SecretKeyIDs[i], sealed)
