@@ -23,7 +23,7 @@ help:
 	@echo "make release   .bin/release/mailhook, static; make reproducible builds it twice and compares"
 
 build:
-	go build -o $(BIN)/mailhook ./cmd/mailhook
+	CGO_ENABLED=0 go build -o $(BIN)/mailhook ./cmd/mailhook
 
 demo: build
 	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin $(BIN)/mailhook demo

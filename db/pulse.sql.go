@@ -61,6 +61,7 @@ SELECT s.id, s.account_id, s.version, s.url, s.format,
   s.max_in_flight, s.rate_limit_per_second,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
   (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,
+  coalesce((SELECT a.allow_insecure_http FROM mailhook.accounts AS a WHERE a.id = s.account_id), false)::boolean AS allows_http,
   coalesce(k.key_ids, '{}')::text[] AS secret_key_ids,
   coalesce(k.sealed, '{}')::bytea[] AS secrets_sealed,
   coalesce(c.kinds, '{}')::text[] AS credential_kinds,
@@ -98,6 +99,7 @@ type LoadSubscriptionsRow struct {
 	RateLimitPerSecond *float64
 	Exists             bool
 	MayStart           bool
+	AllowsHTTP         bool
 	SecretKeyIDs       []string
 	SecretsSealed      [][]byte
 	CredentialKinds    []string
@@ -131,6 +133,7 @@ func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]Loa
 			&i.RateLimitPerSecond,
 			&i.Exists,
 			&i.MayStart,
+			&i.AllowsHTTP,
 			&i.SecretKeyIDs,
 			&i.SecretsSealed,
 			&i.CredentialKinds,

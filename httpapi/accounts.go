@@ -12,10 +12,11 @@ import (
 
 // An Account is a customer of the host.
 type Account struct {
-	ID     string `json:"id"`
-	Status string `json:"status" enum:"active,suspended" doc:"suspended holds all deliveries of the account."`
-	Limit  *int32 `json:"limit" doc:"How many subscriptions it may have; null is the default limit."`
-	Usage  Usage  `json:"usage"`
+	ID                string `json:"id"`
+	Status            string `json:"status" enum:"active,suspended" doc:"suspended holds all deliveries of the account."`
+	Limit             *int32 `json:"limit" doc:"How many subscriptions it may have; null is the default limit."`
+	AllowInsecureHTTP bool   `json:"allow_insecure_http" doc:"Whether its subscriptions may use http where the installation allows https only."`
+	Usage             Usage  `json:"usage"`
 }
 
 type accountParams struct {
@@ -25,8 +26,9 @@ type accountParams struct {
 type putAccountRequest struct {
 	ID   string `path:"id" maxLength:"1000" doc:"The host's id of the account."`
 	Body struct {
-		Limit  optional[int32]  `json:"limit,omitempty" minimum:"0" maximum:"2147483647" doc:"null is the default limit; left out, it stays."`
-		Status optional[string] `json:"status,omitempty" enum:"active,suspended" doc:"null is active; left out, it stays."`
+		Limit             optional[int32]  `json:"limit,omitempty" minimum:"0" maximum:"2147483647" doc:"null is the default limit; left out, it stays."`
+		Status            optional[string] `json:"status,omitempty" enum:"active,suspended" doc:"null is active; left out, it stays."`
+		AllowInsecureHTTP optional[bool]   `json:"allow_insecure_http,omitempty" doc:"null is false; left out, it stays. When it is withdrawn, requests to http URLs end as blocked_address."`
 	} `nameHint:"PutAccountBody"`
 }
 
@@ -39,7 +41,7 @@ func (s *server) addAccounts(api huma.API) {
 		Description: "An account without settings of its own has the defaults.",
 	}, s.getAccount)
 	register(s, api, huma.Operation{
-		OperationID: "put-account", Method: http.MethodPut, Path: "/v1/accounts/{id}", Tags: tags, Summary: "Set limit and status of an account (admin)",
+		OperationID: "put-account", Method: http.MethodPut, Path: "/v1/accounts/{id}", Tags: tags, Summary: "Set limit, status and leave to use http of an account (admin)",
 		Errors: []int{http.StatusForbidden},
 	}, s.putAccount)
 	register(s, api, huma.Operation{
@@ -76,7 +78,9 @@ func (s *server) putAccount(ctx context.Context, who caller, in *putAccountReque
 	}
 	status := in.Body.Status.pick(before.Status, "active")
 	err = s.inTx(ctx, func(q *db.Queries) error {
-		if err := q.PutAccount(ctx, db.PutAccountParams{ID: in.ID, Status: status, SubscriptionLimit: limit}); err != nil {
+		if err := q.PutAccount(ctx, db.PutAccountParams{
+			ID: in.ID, Status: status, SubscriptionLimit: limit, AllowInsecureHTTP: in.Body.AllowInsecureHTTP.pick(before.AllowInsecureHTTP, false),
+		}); err != nil {
 			return fmt.Errorf("store account: %w", err)
 		}
 		if before.Status != "suspended" || status == "suspended" {
@@ -125,7 +129,7 @@ func (s *server) answerAccount(ctx context.Context, id string) (*accountResponse
 	if err != nil {
 		return nil, fmt.Errorf("read account: %w", err)
 	}
-	return &accountResponse{Account{id, row.Status, row.SubscriptionLimit, s.usageOf(row)}}, nil
+	return &accountResponse{Account{id, row.Status, row.SubscriptionLimit, row.AllowInsecureHTTP, s.usageOf(row)}}, nil
 }
 
 // mustAdminister refuses account keys: with 404 for another account, as everywhere, and 403 for their own.

@@ -46,7 +46,11 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		reason := who.reason()
 		row.StatusReason = &reason
 	}
-	sealed, found := s.apply(in.Body.SubscriptionInput, &row)
+	settings, err := s.queries.GetAccount(ctx, *account)
+	if err != nil {
+		return nil, fmt.Errorf("read account: %w", err)
+	}
+	sealed, found := s.apply(in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
 	found = append(checkText("account_id", *account, maxAccountIDBytes), found...)
 	secret, wrong := secretOf(in.Body.Secret)
 	if found = append(found, wrong...); len(found) > 0 {

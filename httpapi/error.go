@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5"
@@ -21,6 +23,8 @@ type Problem struct {
 	Status int          `json:"status" example:"422"`
 	Detail string       `json:"detail" example:"channel.url: must be an absolute https URL"`
 	Errors []FieldError `json:"errors" nullable:"false" doc:"At least one."`
+
+	retryAfter time.Duration // 0: none is told
 }
 
 // A FieldError is one thing that is wrong with a request.
@@ -38,6 +42,17 @@ func (p *Problem) GetStatus() int { return p.Status }
 
 // ContentType is the media type of RFC 9457.
 func (p *Problem) ContentType(string) string { return "application/problem+json" }
+
+// GetHeaders are what huma answers beside it: Retry-After in whole seconds (RFC 9110, 10.2.3).
+func (p *Problem) GetHeaders() http.Header {
+	if p.retryAfter <= 0 {
+		return nil
+	}
+	return http.Header{"Retry-After": {strconv.Itoa(seconds(p.retryAfter))}}
+}
+
+// seconds are as many as have to be waited for d to be over.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // typeOf is the type that the OpenAPI document describes.
 func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
@@ -58,6 +73,7 @@ const (
 	codeEventDropped        = "event_dropped"
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
+	codeTooManyRequests     = "too_many_requests"
 	codeInvalid             = "invalid"
 	codeInternal            = "internal"
 	codeUnavailable         = "unavailable"
@@ -87,6 +103,8 @@ func statusOf(code string) int {
 		return http.StatusUnsupportedMediaType
 	case codeInvalid:
 		return http.StatusUnprocessableEntity
+	case codeTooManyRequests:
+		return http.StatusTooManyRequests
 	case codeUnavailable:
 		return http.StatusServiceUnavailable
 	case codeNoWorker:

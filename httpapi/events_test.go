@@ -426,19 +426,19 @@ func TestAccounts(t *testing.T) {
 	b.create(t, b.acme, nil)
 	b.create(t, b.acme, nil)
 	for _, key := range []string{b.acme, b.admin} {
-		if got := fmt.Sprint(b.must(t, 200, key, "GET", "/v1/accounts/acme", nil)); got != "map[id:acme limit:<nil> status:active usage:map[limit:100 subscriptions:2]]" {
+		if got := fmt.Sprint(b.must(t, 200, key, "GET", "/v1/accounts/acme", nil)); got != "map[allow_insecure_http:false id:acme limit:<nil> status:active usage:map[limit:100 subscriptions:2]]" {
 			t.Error(got)
 		}
 	}
 	for range 2 {
-		if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"limit": 7, "status": "suspended"})); got != "map[id:acme limit:7 status:suspended usage:map[limit:7 subscriptions:2]]" {
+		if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"limit": 7, "status": "suspended"})); got != "map[allow_insecure_http:false id:acme limit:7 status:suspended usage:map[limit:7 subscriptions:2]]" {
 			t.Error(got)
 		}
 	}
-	if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"limit": nil})); got != "map[id:acme limit:<nil> status:suspended usage:map[limit:100 subscriptions:2]]" {
+	if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"limit": nil})); got != "map[allow_insecure_http:false id:acme limit:<nil> status:suspended usage:map[limit:100 subscriptions:2]]" {
 		t.Error(got)
 	}
-	if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": nil})); got != "map[id:acme limit:<nil> status:active usage:map[limit:100 subscriptions:2]]" {
+	if got := fmt.Sprint(b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": nil})); got != "map[allow_insecure_http:false id:acme limit:<nil> status:active usage:map[limit:100 subscriptions:2]]" {
 		t.Error(got)
 	}
 	b.mustFail(t, 422, "limit", "out_of_range", b.admin, "PUT", "/v1/accounts/acme", object{"limit": -1})

@@ -18,6 +18,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"mailhook/db"
+	"mailhook/db/egress"
 )
 
 // maxBodyBytes is the most that a request body may have.
@@ -29,12 +30,14 @@ type Config struct {
 	Pool *db.Pool
 	// Keyring seals signing secrets and custom headers.
 	Keyring *db.Keyring
-	// AllowInsecureHTTP accepts http URLs of subscriptions, not only https.
-	AllowInsecureHTTP bool
-	// AllowCIDR accepts URLs whose host is an address in here, though it is not a public one.
-	AllowCIDR []netip.Prefix
+	// Policy says which URLs a subscription may have: that of the workers.
+	egress.Policy
+	// PublishAddresses are what requests to receivers come from, as GET /v1/egress answers it.
+	PublishAddresses []netip.Prefix
 	// DefaultSubscriptionLimit is how many subscriptions an account without a limit of its own may have.
 	DefaultSubscriptionLimit int
+	// TestsPerMinute is how many test sends an account may ask for within a minute, of all API processes; at least 1.
+	TestsPerMinute int
 	// TestWait is how long a test send may take beyond the timeout of its subscription.
 	TestWait time.Duration
 	// NoWorkerAfter is how long a test send waits for a worker to take it.
@@ -55,6 +58,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		DefaultSubscriptionLimit: 100,
+		TestsPerMinute:           20,
 		TestWait:                 5 * time.Second,
 		NoWorkerAfter:            5 * time.Second,
 		Version:                  "dev",
@@ -76,6 +80,9 @@ type server struct {
 func New(ctx context.Context, config Config) (http.Handler, error) {
 	if config.Pool == nil || config.Keyring == nil {
 		return nil, errors.New("httpapi needs a pool and a keyring")
+	}
+	if config.TestsPerMinute < 1 {
+		return nil, errors.New("--test-sends-per-minute must be at least 1")
 	}
 	if config.Logger == nil {
 		config.Logger = slog.Default()
@@ -109,6 +116,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	s.addQuarantine(api)
 	s.addEventTypes(api)
 	s.addAccounts(api)
+	s.addEgress(api)
 	return addOpenAPI(mux, api)
 }
 

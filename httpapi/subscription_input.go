@@ -100,12 +100,13 @@ func defaultSubscription() db.Subscription {
 }
 
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
-// not name was checked when it was set. What is to be stored sealed is not in the subscription.
-func (s *server) apply(in SubscriptionInput, to *db.Subscription) (credentials, []FieldError) {
+// not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
+// in the subscription.
+func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
 	byDefault := defaultSubscription()
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
-	sealed, wrong := s.applyChannel(in.Channel, to)
+	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
@@ -122,7 +123,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription) (credentials, 
 	return sealed, found
 }
 
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) (credentials, []FieldError) {
+func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
 	channel := in.value
 	if in.null { // everything in it back to its default
 		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
@@ -136,7 +137,7 @@ func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) (c
 	case to.URL == "" || channel.URL.null:
 		found = append(found, FieldError{"channel.url", "required", "is required"})
 	case channel.URL.set:
-		if err := s.config.checkURL(to.URL); err != nil {
+		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
 			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
 		}
 	}

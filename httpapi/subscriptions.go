@@ -219,7 +219,11 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public stri
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
 	body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
-		sealed, found := s.apply(in.Body, &row)
+		account, err := q.GetAccount(ctx, row.AccountID)
+		if err != nil {
+			return row, fmt.Errorf("read account: %w", err)
+		}
+		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
 		if len(found) > 0 {
 			return row, invalid(found...)
 		}

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"mailhook/db"
+	"mailhook/db/egress"
 )
 
 // A Config is what one worker needs to know. Take DefaultConfig and change it.
@@ -40,10 +40,8 @@ type Config struct {
 
 	// ExcerptBytes is how much of a receiver's answer is kept.
 	ExcerptBytes int
-	// AllowInsecureHTTP lets subscriptions use http.
-	AllowInsecureHTTP bool
-	// AllowCIDR opens addresses that are not public, with every port.
-	AllowCIDR []netip.Prefix
+	// Policy says where requests may go.
+	egress.Policy
 
 	// Retention says how long history is kept.
 	Retention Retention
@@ -106,6 +104,9 @@ func (c Config) Validate() error {
 		return errors.New("--poll-interval must be at least 100ms and --claim-interval at least 10ms")
 	case c.ExcerptBytes < 0 || c.ExcerptBytes > 64<<10:
 		return errors.New("--excerpt-bytes must be 0 to 65536")
+	}
+	if err := c.Policy.Validate(); err != nil {
+		return err
 	}
 	return c.Retention.validate()
 }

@@ -15,6 +15,7 @@ import (
 
 	"mailhook/db"
 	"mailhook/db/dbtest"
+	"mailhook/db/egress"
 )
 
 // carrying is a subscription of an account whose requests carry headers.
@@ -118,7 +119,7 @@ func TestConnectionsWithCredentialsAreBounded(t *testing.T) {
 
 func TestAnUnusedTransportGoes(t *testing.T) {
 	t.Parallel()
-	transports := newTransports(newTransport(testClientConfig()), 100)
+	transports := newTransports(newTransport(testClientConfig(), egress.NewDialer(egress.Policy{})), 100)
 	defer transports.close()
 	one, two := transports.of(scope{1}), transports.of(scope{2})
 	if one == two || transports.of(scope{1}) != one || transports.of(scope{}) != transports.shared {

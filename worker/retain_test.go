@@ -28,7 +28,7 @@ func TestExpiryIsBounded(t *testing.T) {
 			"INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, reason, created_at, ended_at) VALUES ($1, $1, 'a', now(), 1, 'email.sent', 1, 'expired', now(), %s)",
 			"INSERT INTO mailhook.quarantine (inserted_at, id, event_type, reason, error_code, quarantined_at, account_id) VALUES (clock_timestamp(), 1, 'x', 'x', 'x', %s, ($1::uuid)::text)",
 			"INSERT INTO mailhook.dedupe_keys (account_id, dedupe_key, event_inserted_at, event_id, seen_at) VALUES ('a', ($1::uuid)::text, now(), 1, %s - interval '12 hours')",
-			"INSERT INTO mailhook.test_deliveries (id, subscription_id, event_type, created_at, leased_by) VALUES ($1, $1, 'email.sent', %s - interval '30 minutes', $1)",
+			"INSERT INTO mailhook.test_deliveries (id, subscription_id, account_id, event_type, created_at, leased_by) VALUES ($1, $1, 'acme', 'email.sent', %s - interval '30 minutes', $1)",
 			"INSERT INTO mailhook.replays (id, subscription_id, account_id, since, until, source, rate_per_second, matched, state, advanced_at) VALUES ($1, $1, 'a', now(), now(), 'all', 1, 1, 'done', %s)",
 			"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed, expires_at) VALUES ($1, 'k', '', %s + interval '2 hours')",
 			"INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, deleted_at) VALUES ($1, 'a', 'https://example.com/', '{email}', %s)",

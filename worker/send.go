@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"mailhook/db/egress"
 )
 
 // senderIdle is how long a goroutine that sends waits for another delivery.
@@ -12,24 +14,27 @@ const senderIdle = 10 * time.Second
 // client sends requests. One for each worker: its connections are reused.
 type client struct {
 	transports   *transports
+	dialer       *egress.Dialer
+	policy       egress.Policy
 	userAgent    string
 	excerptBytes int
-	insecure     bool
 }
 
 func newClient(cfg Config) *client {
+	dialer := egress.NewDialer(cfg.Policy)
 	return &client{
-		transports:   newTransports(newTransport(cfg), cfg.MaxInFlight),
+		transports:   newTransports(newTransport(cfg, dialer), cfg.MaxInFlight),
+		dialer:       dialer,
+		policy:       cfg.Policy,
 		userAgent:    "mailhook/" + cfg.Version,
 		excerptBytes: cfg.ExcerptBytes,
-		insecure:     cfg.AllowInsecureHTTP,
 	}
 }
 
-func newTransport(cfg Config) *http.Transport {
+func newTransport(cfg Config, dialer *egress.Dialer) *http.Transport {
 	return &http.Transport{
 		// No proxy from the environment: it would dial for us, past the check of the address.
-		DialContext:            newDialer(cfg.AllowCIDR).DialContext,
+		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    10 * time.Second,
 		MaxIdleConns:           cfg.MaxInFlight,
 		MaxIdleConnsPerHost:    cfg.MaxInFlight,

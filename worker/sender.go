@@ -68,7 +68,7 @@ func (s *sender) attempt(to *subscription, d *delivery) outcome {
 		}
 		return o
 	}
-	if !s.client.insecure && request.URL.Scheme != "https" {
+	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
 		return o
 	}

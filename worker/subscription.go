@@ -20,16 +20,17 @@ const cacheSize = 20_000
 
 // A subscription is what a request needs to know of it. It is replaced, never changed.
 type subscription struct {
-	version  int64
-	url      string
-	headers  map[string]string
-	scope    scope
-	hidden   [][]byte // must not come back in excerpts
-	keys     [][]byte // newest first; none: no request may be made
-	timeout  time.Duration
-	mayStart bool
-	limiter  *rate.Limiter // nil: no limit
-	reloadAt time.Time
+	version    int64
+	url        string
+	allowsHTTP bool // by its account
+	headers    map[string]string
+	scope      scope
+	hidden     [][]byte // must not come back in excerpts
+	keys       [][]byte // newest first; none: no request may be made
+	timeout    time.Duration
+	mayStart   bool
+	limiter    *rate.Limiter // nil: no limit
+	reloadAt   time.Time
 
 	parseOnce sync.Once
 	parsed    *url.URL
@@ -151,11 +152,12 @@ const parkedReload = time.Minute
 // attempts then end as no_secret, on schedule, and no other subscription's do.
 func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscription) *subscription {
 	s := &subscription{
-		version:  row.Version,
-		url:      row.URL,
-		timeout:  time.Duration(row.TimeoutMS) * time.Millisecond,
-		mayStart: row.MayStart && row.Exists,
-		reloadAt: time.Now().Add(row.ReloadAt.Sub(row.Now)),
+		version:    row.Version,
+		url:        row.URL,
+		allowsHTTP: row.AllowsHTTP,
+		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		mayStart:   row.MayStart && row.Exists,
+		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
 	if err := s.unseal(c.keyring, row); err != nil {
 		s.keys, s.headers = nil, nil

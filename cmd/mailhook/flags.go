@@ -3,10 +3,8 @@ package main
 import (
 	"flag"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -128,31 +126,6 @@ func keyring(c *cli.Context) (*db.Keyring, error) {
 		return nil, usageError{fmt.Errorf("%s: %w", source, err)}
 	}
 	return ring, nil
-}
-
-func egressFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.BoolFlag{
-			Name: "allow-insecure-http", EnvVars: []string{"MAILHOOK_ALLOW_INSECURE_HTTP"},
-			Usage: "let subscriptions use http",
-		},
-		&cli.StringSliceFlag{
-			Name: "allow-cidr", EnvVars: []string{"MAILHOOK_ALLOW_CIDR"},
-			Usage: "send to these addresses too, though they are not public: 127.0.0.0/8; repeatable, or with commas",
-		},
-	}
-}
-
-func allowCIDR(c *cli.Context) ([]netip.Prefix, error) {
-	var prefixes []netip.Prefix
-	for _, s := range c.StringSlice("allow-cidr") {
-		p, err := netip.ParsePrefix(strings.TrimSpace(s))
-		if err != nil {
-			return nil, usagef("--allow-cidr %q is not a network like 10.0.0.0/8", s)
-		}
-		prefixes = append(prefixes, p.Masked())
-	}
-	return prefixes, nil
 }
 
 func jsonFlag() cli.Flag {

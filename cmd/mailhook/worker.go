@@ -101,6 +101,7 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
 		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
+		sourceAddressFlag(),
 	}, keyringFlags(), logFlags(), egressFlags())
 }
 
@@ -118,7 +119,7 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return cfg, err
 	}
-	if cfg.AllowCIDR, err = allowCIDR(c); err != nil {
+	if cfg.Policy, err = egressPolicy(c); err != nil {
 		return cfg, err
 	}
 	if cfg.Log, err = logger(c); err != nil {
@@ -128,7 +129,6 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg.MaxInFlight, cfg.MaxBodyBytes, cfg.BatchRows = c.Int("max-in-flight"), c.Int64("max-body-bytes"), c.Int("batch-rows")
 	cfg.Connections, cfg.ExcerptBytes = c.Int("connections"), c.Int("excerpt-bytes")
 	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = c.Duration("poll-interval"), c.Duration("claim-interval"), c.Duration("grace")
-	cfg.AllowInsecureHTTP = c.Bool("allow-insecure-http")
 	cfg.Retention = worker.Retention{
 		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
 		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),

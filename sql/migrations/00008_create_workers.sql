@@ -26,6 +26,7 @@ COMMENT ON TABLE mailhook.task_leases IS 'Which worker does a maintenance task f
 CREATE TABLE mailhook.test_deliveries (
   id               uuid NOT NULL DEFAULT mailhook.uuid7(),
   subscription_id  uuid NOT NULL,
+  account_id       text NOT NULL,
   event_type       text NOT NULL,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   leased_by        uuid,
@@ -39,6 +40,8 @@ CREATE TABLE mailhook.test_deliveries (
 CREATE INDEX test_deliveries_created_at_idx ON mailhook.test_deliveries (created_at) WHERE leased_by IS NULL;
 -- For retention: those that were taken, too.
 CREATE INDEX test_deliveries_created_at_id_idx ON mailhook.test_deliveries (created_at, id);
+-- For the limit of an account.
+CREATE INDEX test_deliveries_account_id_created_at_idx ON mailhook.test_deliveries (account_id, created_at);
 COMMENT ON TABLE mailhook.test_deliveries IS 'Test sends asked for through the API; a worker takes them ahead of all others. In a table of their own, so that health, limits, lists and aggregates never see them. Removed after an hour.';
 
 CREATE TABLE mailhook.replays (
