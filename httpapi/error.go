@@ -21,6 +21,8 @@ type Problem struct {
 	Status int          `json:"status" example:"422"`
 	Detail string       `json:"detail" example:"channel.url: must be an absolute https URL"`
 	Errors []FieldError `json:"errors" nullable:"false" doc:"At least one."`
+
+	retryAfterSeconds int // the header Retry-After, if more than 0
 }
 
 // A FieldError is one thing that is wrong with a request.
@@ -59,6 +61,7 @@ const (
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
 	codeInvalid             = "invalid"
+	codeTooManyRequests     = "too_many_requests"
 	codeInternal            = "internal"
 	codeUnavailable         = "unavailable"
 	codeNoWorker            = "no_worker"
@@ -87,6 +90,8 @@ func statusOf(code string) int {
 		return http.StatusUnsupportedMediaType
 	case codeInvalid:
 		return http.StatusUnprocessableEntity
+	case codeTooManyRequests:
+		return http.StatusTooManyRequests
 	case codeUnavailable:
 		return http.StatusServiceUnavailable
 	case codeNoWorker:
@@ -183,11 +188,11 @@ func asProblem(_ huma.Context, _ string, body any) (any, error) {
 }
 
 func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
-	field := fieldName(detail.Location)
-	if len(field) > maxFieldBytes {
-		field = strings.ToValidUTF8(field[:maxFieldBytes], "") + "…"
-	}
+	field := cutField(fieldName(detail.Location))
+	twice, isTwice := strings.CutPrefix(detail.Message, givenTwice)
 	switch {
+	case isTwice:
+		return FieldError{Field: cutField(twice), Code: "duplicate_field", Message: "is given twice (upper and lower case count as one): leave one out"}
 	case code == codeUnreadable:
 		return FieldError{Code: code, Message: "the body is not JSON: " + detail.Message}
 	case code == codeUnsupportedMedia:
@@ -199,6 +204,13 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Field: strings.TrimPrefix(field+"."+name, "."), Code: "required", Message: "is required"}
 	}
 	return FieldError{Field: field, Code: fieldCode(detail.Message), Message: detail.Message}
+}
+
+func cutField(name string) string {
+	if len(name) <= maxFieldBytes {
+		return name
+	}
+	return strings.ToValidUTF8(name[:maxFieldBytes], "") + "…"
 }
 
 // fieldName takes the place of huma's locations off: body.channel.url is channel.url, query.limit is limit.

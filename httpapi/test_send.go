@@ -58,6 +58,9 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 		if id, err = q.InsertTestDelivery(ctx, db.InsertTestDeliveryParams{SubscriptionID: row.ID, EventType: eventType}); err != nil {
 			return err
 		}
+		if err := who.audit(ctx, q, "subscription.test", row.AccountID, in.ID, nil, nil); err != nil {
+			return err
+		}
 		return q.NotifyWorkers(ctx, "test")
 	})
 	if err != nil {

@@ -30,6 +30,10 @@ func apiFlags() []cli.Flag {
 			Name: "subscription-limit", EnvVars: []string{"MAILHOOK_SUBSCRIPTION_LIMIT"}, Value: httpapi.DefaultConfig().DefaultSubscriptionLimit,
 			Usage: "subscriptions of an account that has no limit of its own",
 		},
+		&cli.Float64Flag{
+			Name: "api-rate-limit", EnvVars: []string{"MAILHOOK_API_RATE_LIMIT"}, Value: httpapi.DefaultConfig().RateLimit,
+			Usage: "requests a second of one API key, and twice as many at once after a pause, in this process; 0 is no limit",
+		},
 	}
 }
 
@@ -103,6 +107,9 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 		return nil, nil, err
 	}
 	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
+	if cfg.RateLimit = c.Float64("api-rate-limit"); !(cfg.RateLimit >= 0 && cfg.RateLimit <= 1e6) {
+		return nil, nil, usagef("--api-rate-limit must be 0 to 1000000 requests a second")
+	}
 	cfg.Version, cfg.Logger = version(), log
 	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
 	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: apiConnections})
