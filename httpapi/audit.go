@@ -20,8 +20,8 @@ func (c caller) audit(ctx context.Context, q *db.Queries, action, account, objec
 	return q.Audit(ctx, db.Change{KeyID: &c.keyID, AccountID: &account, Action: action, ObjectID: object, Before: was, After: is})
 }
 
-// changedFields are the fields in which two things differ. Those that the audit log has in columns are left out, and
-// what a URL may hide is cut off afterwards: a URL of which only that has changed is shown twice alike.
+// changedFields are the fields in which two things differ. Those that the audit log has in columns are left out, and what
+// nobody sets; what a URL may hide is cut off afterwards: a URL of which only that has changed is shown twice alike.
 func changedFields(before, after any) (was, is any, err error) {
 	from, err := fieldsOf(before)
 	if err != nil {
@@ -35,7 +35,7 @@ func changedFields(before, after any) (was, is any, err error) {
 		dropEqual(from, to)
 	}
 	for _, fields := range []map[string]any{from, to} {
-		for _, name := range []string{"id", "account_id", "created_at", "updated_at"} {
+		for _, name := range []string{"id", "account_id", "created_at", "updated_at", "usage"} {
 			delete(fields, name)
 		}
 		cutURLs(fields)

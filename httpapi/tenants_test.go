@@ -160,8 +160,8 @@ func (b *bundle) refused(t *testing.T, e estate, status int, key, method, path s
 	e.tellsNothing(t, method+" "+path, r)
 }
 
-// state is all that an account owns, to see whether it has changed.
-func (b *bundle) state(t *testing.T, account string) string {
+// stateOfAcme is all that acme owns, to see whether it has changed.
+func (b *bundle) stateOfAcme(t *testing.T) string {
 	t.Helper()
 	return dbtest.QueryOne[string](t, b.DB, `SELECT string_agg(row, E'\n' ORDER BY row) FROM (
 		SELECT s::text AS row FROM mailhook.subscriptions AS s WHERE account_id = $1
@@ -170,7 +170,7 @@ func (b *bundle) state(t *testing.T, account string) string {
 		UNION ALL SELECT r::text FROM mailhook.replays AS r WHERE account_id = $1 UNION ALL SELECT q::text FROM mailhook.quarantine AS q WHERE account_id = $1
 		UNION ALL SELECT a::text FROM mailhook.accounts AS a WHERE id = $1 UNION ALL SELECT o::text FROM mailhook.outbox AS o WHERE account_id = $1
 		UNION ALL SELECT id::text || revoked_at FROM mailhook.api_keys WHERE account_id = $1 UNION ALL SELECT l::text FROM mailhook.audit_log AS l WHERE account_id = $1
-		UNION ALL SELECT t::text FROM mailhook.test_deliveries AS t JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id WHERE account_id = $1) AS rows`, account)
+		UNION ALL SELECT t::text FROM mailhook.test_deliveries AS t JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id WHERE account_id = $1) AS rows`, "acme")
 }
 
 // Every route, with every key that may not take it.
@@ -186,7 +186,7 @@ func TestEveryRouteRefusesEveryKeyThatMayNot(t *testing.T) {
 	reader, _ := b.addKeyWith(t, db.InsertAPIKeyParams{AccountID: &acme.account, Scope: "read"})
 	adminReader, _ := b.addKeyWith(t, db.InsertAPIKeyParams{Scope: "read"})
 	unknown, _ := db.NewAPIKey()
-	before := b.state(t, "acme")
+	before := b.stateOfAcme(t)
 
 	all := b.operations(t)
 	if len(all) < 25 {
@@ -216,7 +216,7 @@ func TestEveryRouteRefusesEveryKeyThatMayNot(t *testing.T) {
 	if r := b.send(t, "", "GET", "/v1/events", nil); r.header.Get("WWW-Authenticate") != "Bearer" {
 		t.Error(r.header)
 	}
-	if after := b.state(t, "acme"); after != before {
+	if after := b.stateOfAcme(t); after != before {
 		t.Errorf("what acme owns has changed from\n%s\nto\n%s", before, after)
 	}
 }
@@ -226,7 +226,7 @@ func TestNoParameterReachesAnotherAccount(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	acme, evil := b.settle(t, "acme", b.acme), b.settle(t, "evil", b.evil)
-	before := b.state(t, "acme")
+	before := b.stateOfAcme(t)
 	for _, op := range b.operations(t) {
 		own := strings.Split(evil.routes(t, op)[0], "?")[0]
 		for _, name := range op.query {
@@ -251,7 +251,7 @@ func TestNoParameterReachesAnotherAccount(t *testing.T) {
 	b.refused(t, acme, 404, b.evil, "POST", "/v1/subscriptions", subscription(object{"account_id": "acme"}))
 	// The other way round: acme's event against evil's own subscription.
 	b.refused(t, acme, 404, b.evil, "GET", "/v1/events/"+acme.event+"/explain?subscription_id="+evil.subscription, nil)
-	if after := b.state(t, "acme"); after != before {
+	if after := b.stateOfAcme(t); after != before {
 		t.Errorf("what acme owns has changed from\n%s\nto\n%s", before, after)
 	}
 }
