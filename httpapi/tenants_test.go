@@ -55,8 +55,8 @@ func bodies() map[string]any {
 
 // An estate is one account with some of everything.
 type estate struct {
-	account, key                                           string
-	subscription, delivery, dead, event, quarantined, repl string
+	account, key                                                        string
+	subscription, delivery, dead, event, undispatched, quarantined, repl string
 	// canaries occur in what the account owns, and in nothing else.
 	canaries []string
 }
@@ -82,6 +82,8 @@ func (b *bundle) settle(t *testing.T, account, key string) estate {
 		e.quarantined = b.quarantined(t, account, int64(1000*len(account)+n))
 		b.must(t, 202, key, "POST", "/v1/subscriptions/"+e.subscription+"/replay", object{"since": "2024-01-01T00:00:00Z"})
 	}
+	e.undispatched = dbtest.QueryOne[string](t, b.DB, `INSERT INTO mailhook.outbox (account_id, event_type, recipient) VALUES ($1, 'email.sent', $2 || '@example.com')
+		RETURNING mailhook.event_id(inserted_at, id)`, account, mark)
 	b.Exec(t, "UPDATE mailhook.quarantine SET recipient = $2 || '@example.com' WHERE account_id = $1", account, mark)
 	b.Exec(t, "UPDATE mailhook.attempts SET response_excerpt = convert_to($2, 'UTF8') WHERE account_id = $1", account, mark)
 	e.repl = db.FormatID(db.ReplayPrefix, dbtest.QueryOne[[16]byte](t, b.DB, "SELECT id FROM mailhook.replays WHERE account_id = $1 ORDER BY id LIMIT 1", account))
@@ -97,7 +99,7 @@ func (b *bundle) settle(t *testing.T, account, key string) estate {
 	if e.canaries, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(e.canaries) < 30 {
 		t.Fatal(err, len(e.canaries))
 	}
-	e.canaries = append(e.canaries, mark)
+	e.canaries = append(e.canaries, mark, e.undispatched)
 	return e
 }
 
@@ -107,7 +109,7 @@ func (e estate) routes(t *testing.T, op operation) []string {
 	path, found := op.path, []string{}
 	if strings.Contains(path, "{") {
 		things := map[string][]string{
-			"/v1/subscriptions/{id}": {e.subscription}, "/v1/deliveries/{id}": {e.delivery, e.dead}, "/v1/events/{id}": {e.event, e.quarantined},
+			"/v1/subscriptions/{id}": {e.subscription}, "/v1/deliveries/{id}": {e.delivery, e.dead}, "/v1/events/{id}": {e.event, e.undispatched, e.quarantined},
 			"/v1/quarantine/{id}": {e.quarantined}, "/v1/replays/{id}": {e.repl}, "/v1/accounts/{id}": {e.account},
 		}
 		head, rest, _ := strings.Cut(path, "}")
@@ -243,6 +245,16 @@ func TestNoParameterReachesAnotherAccount(t *testing.T) {
 					t.Errorf("%s by acme's recipient: %d %s", own, r.status, r.text)
 				}
 			case "limit", "status", "event_type", "since", "until":
+				for _, value := range map[string][]string{
+					"limit": {"200"}, "status": {"pending", "sending", "held", "delivered", "exhausted", "cancelled"}, "event_type": {"email", "email.delivered"},
+					"since": {"2024-01-01T00:00:00Z"}, "until": {"2100-01-01T00:00:00Z"},
+				}[name] {
+					r := b.send(t, b.evil, op.method, own+"?"+name+"="+value, nil)
+					if r.status != 200 {
+						t.Errorf("%s?%s=%s: %d %s", own, name, value, r.status, r.text)
+					}
+					acme.tellsNothing(t, own+"?"+name+"="+value, r)
+				}
 			default:
 				t.Errorf("%s %s: the matrix does not know what %s may name", op.method, op.path, name)
 			}
