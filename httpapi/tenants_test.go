@@ -55,7 +55,7 @@ func bodies() map[string]any {
 
 // An estate is one account with some of everything.
 type estate struct {
-	account, key                                                        string
+	account, key                                                         string
 	subscription, delivery, dead, event, undispatched, quarantined, repl string
 	// canaries occur in what the account owns, and in nothing else.
 	canaries []string
