@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -162,6 +163,28 @@ func TestOfAURLTheAuditLogHasNoCredentials(t *testing.T) {
 		if err != nil || is.(object)["channel"].(object)["url"] != want {
 			t.Errorf("%s: %v %v", given, is, err)
 		}
+	}
+}
+
+// The query of docs/operations.md is one that works.
+func TestTheDocumentedAuditQuery(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	account := "42"
+	b.create(t, b.addKey(t, &account), nil)
+	text, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, query, _ := strings.Cut(string(text), "```sql\nSELECT l.changed_at")
+	query, _, _ = strings.Cut(query, "```")
+	rows, err := b.Pool.Query(t.Context(), "SELECT l.changed_at"+query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToMap)
+	if err != nil || len(found) != 1 || found[0]["action"] != "subscription.create" {
+		t.Errorf("%v %v", found, err)
 	}
 }
 

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -55,42 +56,55 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, callerKey{}, who))
 }
 
-// callerOf finds the caller. A key that has been good here before is counted by itself; all else is counted by where it
-// comes from, before the database is asked, so that neither can use up what the other has.
-func (s *server) callerOf(ctx context.Context, authorization, remote string) (who caller, err error) {
+// callerOf finds the caller. A key that has been good here before is counted by itself. For all else the failures are
+// counted by where they come from, and beyond their rate the database is not asked: neither can use up what the other has.
+func (s *server) callerOf(ctx context.Context, authorization, remote string) (caller, error) {
 	key, isKey := bearerKey(authorization)
-	hash := keyHash(db.HashAPIKey(key))
+	hash, network := keyHash(db.HashAPIKey(key)), networkOf(remote)
 	isKnown := isKey && s.keys.knows(hash)
+	wait, message := s.strangers.mustWait(network), "too many requests without a valid key: wait as long as Retry-After says"
 	if isKnown {
-		err = tooMany(s.keys.take(hash), "the key is used too often: wait as long as Retry-After says")
-	} else {
-		err = tooMany(s.strangers.take(networkOf(remote)), "too many requests without a valid key: wait as long as Retry-After says")
+		wait, message = s.keys.take(hash), "the key is used too often: wait as long as Retry-After says"
 	}
-	if err != nil {
-		return who, err
+	if wait > 0 {
+		return caller{}, tooMany(wait, message)
 	}
-	if !isKey {
-		return who, fail(codeUnauthorized, "send Authorization: Bearer and a key made by mailhook key create")
-	}
-	row, err := s.queries.FindAPIKey(ctx, hash[:])
-	if errors.Is(err, pgx.ErrNoRows) {
-		return who, fail(codeUnauthorized, "the key is not valid")
-	}
-	if err != nil {
-		return who, err
-	}
-	noteKey(ctx, row.ID)
-	// Only who has the key learns this.
+	row, err := s.findKey(ctx, isKey, hash)
+	var refused *Problem
 	switch {
-	case row.IsRevoked:
-		return who, fail(codeUnauthorized, "the key has been revoked")
-	case row.IsExpired:
-		return who, fail(codeUnauthorized, "the key has expired: make another with mailhook key create")
+	case errors.As(err, &refused) && !isKnown:
+		s.strangers.take(network)
+		return caller{}, err
+	case err != nil:
+		return caller{}, err
 	case !isKnown:
 		s.keys.take(hash)
 	}
 	s.noteUse(ctx, row.ID, hash)
 	return caller{row.ID, row.AccountID, row.Scope != "write"}, nil
+}
+
+// findKey looks a key up that is still good.
+func (s *server) findKey(ctx context.Context, isKey bool, hash keyHash) (db.FindAPIKeyRow, error) {
+	if !isKey {
+		return db.FindAPIKeyRow{}, fail(codeUnauthorized, "send Authorization: Bearer and a key made by mailhook key create")
+	}
+	row, err := s.queries.FindAPIKey(ctx, hash[:])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return row, fail(codeUnauthorized, "the key is not valid")
+	}
+	if err != nil {
+		return row, fmt.Errorf("find key: %w", err)
+	}
+	noteKey(ctx, row.ID)
+	// Only who has the key learns this.
+	switch {
+	case row.IsRevoked:
+		return row, fail(codeUnauthorized, "the key has been revoked")
+	case row.IsExpired:
+		return row, fail(codeUnauthorized, "the key has expired: make another with mailhook key create")
+	}
+	return row, nil
 }
 
 func bearerKey(authorization string) (key string, ok bool) {

@@ -93,6 +93,18 @@ func TestRequestsWithoutAValidKeyAreSlowedDown(t *testing.T) {
 	}
 }
 
+// Keys that are good cost an address nothing, however many of them come at once.
+func TestValidKeysAreNoStrangers(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) { c.StrangerRateLimit = 1e-9 }) // a burst of 1, and no more within the life of this test
+	for range 20 {
+		b.must(t, 200, b.addKey(t, nil), "GET", "/v1/subscriptions", nil)
+	}
+	b.must(t, 401, "", "GET", "/v1/subscriptions", nil)
+	b.tooMany(t, "")
+	b.tooMany(t, b.addKey(t, nil)) // it is not known yet
+}
+
 func TestLimitersAreBounded(t *testing.T) {
 	t.Parallel()
 	l := newLimiters[int](1e-9, 1)

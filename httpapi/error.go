@@ -150,6 +150,8 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return fail(codeUnavailable, "the request was given up")
 	case errors.As(err, &pgErr) && pgErr.Code == "57014":
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
+	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
+		return fail(codeUnavailable, "another change got in the way of this one; try again")
 	}
 	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", err)
 	return fail(codeInternal, "mailhook failed; its log says why")

@@ -18,7 +18,7 @@ const mostCounted = 10_000
 // A keyHash is what db.HashAPIKey answers.
 type keyHash [sha256.Size]byte
 
-// limiters bound how often each of many may come, in this process. They hold the mostCounted that came last.
+// limiters bound how often each of many may do something, in this process. They hold the mostCounted that did it last.
 type limiters[K comparable] struct {
 	limit rate.Limit
 	burst int
@@ -53,6 +53,18 @@ func (l *limiters[K]) take(key K) (wait time.Duration) {
 		reserved.Cancel()
 	}
 	return wait
+}
+
+// mustWait is what take would say, and counts nothing.
+func (l *limiters[K]) mustWait(key K) time.Duration {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	element, ok := l.byKey[key]
+	if !ok || l.limit == rate.Inf {
+		return 0
+	}
+	missing := 1 - element.Value.(*counted[K]).limiter.Tokens()
+	return time.Duration(max(missing, 0) / float64(l.limit) * float64(time.Second))
 }
 
 // knows says whether key is among those that came last.
@@ -90,11 +102,8 @@ func (l *limiters[K]) find(key K) *counted[K] {
 	return found
 }
 
-// tooMany is the problem of who has to wait, nil for nobody.
-func tooMany(wait time.Duration, message string) error {
-	if wait <= 0 {
-		return nil
-	}
+// tooMany is the problem of who has to wait.
+func tooMany(wait time.Duration, message string) *Problem {
 	problem := fail(codeTooManyRequests, message)
 	problem.retryAfterSeconds = int(min(math.Ceil(wait.Seconds()), 3600))
 	return problem

@@ -38,8 +38,8 @@ type Config struct {
 	// RateLimit is how many requests a second one key may make, and twice as many at once after a pause; 0 is no limit. It
 	// is counted in this process.
 	RateLimit float64
-	// StrangerRateLimit is how many requests a second without a key that has been good here before may come from one
-	// address (of IPv6, one /64), and twenty times as many at once after a pause; 0 is no limit.
+	// StrangerRateLimit is how many requests a second without a valid key may come from one address (of IPv6, one /64), and
+	// twenty times as many at once after a pause; 0 is no limit. Beyond it only keys that have been good here are looked up.
 	StrangerRateLimit float64
 	// TestWait is how long a test send may take beyond the timeout of its subscription.
 	TestWait time.Duration
@@ -77,7 +77,7 @@ type server struct {
 	queries      *db.Queries
 	installation string
 	keys         *limiters[keyHash]      // requests by a key that has been good in this process
-	strangers    *limiters[netip.Prefix] // all others that need a key
+	strangers    *limiters[netip.Prefix] // requests without a valid key
 }
 
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // things are one of each, of account acme.
@@ -211,6 +213,17 @@ func TestFailuresOfOursAreNotTold(t *testing.T) {
 		t.Error("the log does not say what is broken")
 	}
 	b.logs.Reset()
+}
+
+func TestWhatMayBeTriedAgainIs503(t *testing.T) {
+	t.Parallel()
+	s := &server{config: DefaultConfig()}
+	for _, code := range []string{"40P01", "57014"} {
+		var problem *Problem
+		if err := s.problemOf(t.Context(), "x", fmt.Errorf("store: %w", &pgconn.PgError{Code: code})); !errors.As(err, &problem) || problem.Status != 503 {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
 }
 
 func TestWhatIsToldAboutABadRequestIsBounded(t *testing.T) {
