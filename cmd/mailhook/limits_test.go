@@ -39,14 +39,14 @@ func TestAServerBoundsItsClients(t *testing.T) {
 		return answer
 	}
 	const head = "GET /v1/subscriptions HTTP/1.1\r\nHost: x\r\n"
-	if r := raw(head + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n"); r == nil || r.StatusCode != 431 {
+	if r := raw(head + "X: " + strings.Repeat("x", 64<<10) + "\r\n\r\n"); r == nil || r.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("64 KiB of headers: %v", r)
 	}
 	post := fmt.Sprintf("POST /v1/subscriptions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n", key)
-	if r := raw(post + strings.Repeat("10000\r\n"+strings.Repeat(" ", 0x10000)+"\r\n", 40)); r == nil || r.StatusCode != 413 {
+	if r := raw(post + strings.Repeat("10000\r\n"+strings.Repeat(" ", 0x10000)+"\r\n", 40)); r == nil || r.StatusCode != http.StatusRequestEntityTooLarge {
 		t.Errorf("2.5 MiB of a body without an end: %v", r)
 	}
-	if r := raw(head); r != nil && r.StatusCode != 408 { // the connection ends, after ReadHeaderTimeout
+	if r := raw(head); r != nil && r.StatusCode != http.StatusRequestTimeout { // the connection ends, after ReadHeaderTimeout
 		t.Errorf("headers without an end: %v", r)
 	}
 	if text := request(t, key, http.MethodGet, "http://"+address+"/v1/subscriptions", "", http.StatusTooManyRequests, nil); !strings.Contains(text, "too_many_requests") {
