@@ -56,14 +56,14 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	if row, err = s.insertSubscription(ctx, row, secret, sealed); err != nil {
+	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
 		return nil, err
 	}
 	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
 }
 
 // insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
+func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
 	err := s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -83,7 +83,11 @@ func (s *server) insertSubscription(ctx context.Context, row db.Subscription, se
 		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
 			return err
 		}
-		return s.storeCredentials(ctx, q, row.ID, sealed)
+		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+			return err
+		}
+		created := subscriptionOf(row)
+		return who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created)
 	})
 	return row, err
 }

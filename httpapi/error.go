@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -73,8 +74,8 @@ const (
 	codeEventDropped        = "event_dropped"
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
-	codeTooManyRequests     = "too_many_requests"
 	codeInvalid             = "invalid"
+	codeTooManyRequests     = "too_many_requests"
 	codeInternal            = "internal"
 	codeUnavailable         = "unavailable"
 	codeNoWorker            = "no_worker"
@@ -163,6 +164,8 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return fail(codeUnavailable, "the request was given up")
 	case errors.As(err, &pgErr) && pgErr.Code == "57014":
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
+	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
+		return fail(codeUnavailable, "another change got in the way of this one; try again")
 	}
 	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", err)
 	return fail(codeInternal, "mailhook failed; its log says why")
@@ -201,11 +204,11 @@ func asProblem(_ huma.Context, _ string, body any) (any, error) {
 }
 
 func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
-	field := fieldName(detail.Location)
-	if len(field) > maxFieldBytes {
-		field = strings.ToValidUTF8(field[:maxFieldBytes], "") + "…"
-	}
+	field := cutField(fieldName(detail.Location))
+	twice, isTwice := strings.CutPrefix(detail.Message, givenTwice)
 	switch {
+	case isTwice:
+		return FieldError{Field: cutField(twice), Code: "duplicate_field", Message: "is given twice (upper and lower case count as one): leave one out"}
 	case code == codeUnreadable:
 		return FieldError{Code: code, Message: "the body is not JSON: " + detail.Message}
 	case code == codeUnsupportedMedia:
@@ -217,6 +220,13 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Field: strings.TrimPrefix(field+"."+name, "."), Code: "required", Message: "is required"}
 	}
 	return FieldError{Field: field, Code: fieldCode(detail.Message), Message: detail.Message}
+}
+
+func cutField(name string) string {
+	if len(name) <= maxFieldBytes {
+		return name
+	}
+	return strings.ToValidUTF8(name[:maxFieldBytes], "") + "…"
 }
 
 // fieldName takes the place of huma's locations off: body.channel.url is channel.url, query.limit is limit.
@@ -265,6 +275,7 @@ func writeProblem(w http.ResponseWriter, problem *Problem) {
 	if err != nil {
 		body = []byte(`{}`) // a struct of strings and a number
 	}
+	maps.Copy(w.Header(), problem.GetHeaders())
 	w.Header().Set("Content-Type", problem.ContentType(""))
 	w.WriteHeader(problem.Status)
 	w.Write(body) //nolint:errcheck // the client has gone

@@ -111,7 +111,7 @@ func (s *server) addSubscriptions(api huma.API) {
 	} {
 		register(s, api, huma.Operation{
 			OperationID: change.verb + "-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/" + change.verb, Tags: tags, Summary: change.summary,
-		}, s.setStatus(change.status))
+		}, s.setStatus(change.verb, change.status))
 	}
 }
 
@@ -199,8 +199,9 @@ func (s *server) findSubscription(ctx context.Context, who caller, public string
 	return row, nil
 }
 
-// changeSubscription runs change in a transaction that holds the row of the subscription.
-func (s *server) changeSubscription(ctx context.Context, who caller, public string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
+// changeSubscription runs change in a transaction that holds the row of the subscription, and writes it into the audit
+// log as action.
+func (s *server) changeSubscription(ctx context.Context, who caller, public, action string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
 	id, err := db.ParseID(db.SubscriptionPrefix, public)
 	if err != nil {
 		return Subscription{}, notFound()
@@ -211,14 +212,20 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public stri
 		if err != nil {
 			return fmt.Errorf("lock subscription: %w", err)
 		}
-		changed, err = change(q, row)
-		return err
+		if changed, err = change(q, row); err != nil {
+			return err
+		}
+		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
 	return subscriptionOf(changed), err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
-	body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	action := "subscription.update"
+	if channel := in.Body.Channel; channel.null || channel.value.Headers.set || channel.value.Auth.set {
+		action = "subscription.update_credentials" // their values are not shown, so this says that they were set
+	}
+	body, err := s.changeSubscription(ctx, who, in.ID, action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		account, err := q.GetAccount(ctx, row.AccountID)
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
@@ -249,21 +256,22 @@ func (s *server) deleteSubscription(ctx context.Context, who caller, in *subscri
 	}
 	return nil, s.inTx(ctx, func(q *db.Queries) error {
 		// Not found, if it is deleted already.
-		if _, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account}); err != nil {
+		row, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account})
+		if err != nil {
 			return fmt.Errorf("lock subscription: %w", err)
 		}
 		if _, err := q.DeleteSubscription(ctx, db.DeleteSubscriptionParams{ID: id, AccountID: who.account}); err != nil {
 			return fmt.Errorf("delete subscription: %w", err)
 		}
-		return nil
+		return who.audit(ctx, q, "subscription.delete", row.AccountID, in.ID, subscriptionOf(row), nil)
 	})
 }
 
 // setStatus is the handler of pause, resume and deactivate. A subscription that has the status already keeps its
 // reason; resume resets its health all the same.
-func (s *server) setStatus(status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
+func (s *server) setStatus(verb, status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
 	return func(ctx context.Context, who caller, in *subscriptionParams) (*subscriptionResponse, error) {
-		body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+		body, err := s.changeSubscription(ctx, who, in.ID, "subscription."+verb, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 			var reason *string
 			if status == "active" {
 				if err := q.ResetHealth(ctx, row.ID); err != nil {

@@ -53,7 +53,7 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.askForTest(ctx, row, eventType)
+	id, err := s.askForTest(ctx, who, row, eventType)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a test send: %w", err)
 	}
@@ -70,7 +70,7 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 
 // askForTest inserts a test send, unless its account has had as many as it may: whoever sends as often as they like, and
 // sees what comes of it, has a scanner.
-func (s *server) askForTest(ctx context.Context, row db.Subscription, eventType string) (id uuid.UUID, err error) {
+func (s *server) askForTest(ctx context.Context, who caller, row db.Subscription, eventType string) (id uuid.UUID, err error) {
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -88,6 +88,9 @@ func (s *server) askForTest(ctx context.Context, row db.Subscription, eventType 
 			return problem
 		}
 		id = inserted.ID
+		if err := who.audit(ctx, q, "subscription.test", row.AccountID, db.FormatID(db.SubscriptionPrefix, row.ID), nil, nil); err != nil {
+			return err
+		}
 		return q.NotifyWorkers(ctx, "test")
 	})
 	return id, err

@@ -56,6 +56,7 @@ type Retention struct {
 	Attempts    time.Duration
 	DeadLetters time.Duration
 	Quarantine  time.Duration
+	AuditLog    time.Duration
 	// Held is how long a delivery is held (paused, suspended, circuit open) before it becomes a dead letter.
 	Held time.Duration
 	// MaxHeld is how many deliveries of one subscription are held; beyond it the oldest become dead letters.
@@ -79,7 +80,7 @@ func DefaultConfig() Config {
 		ClaimInterval: 200 * time.Millisecond,
 		Grace:         20 * time.Second,
 		ExcerptBytes:  4096,
-		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, Held: 7 * day, MaxHeld: 1_000_000},
+		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, AuditLog: 400 * day, Held: 7 * day, MaxHeld: 1_000_000},
 		Log:           slog.Default(),
 		Registry:      prometheus.DefaultRegisterer,
 	}
@@ -112,7 +113,7 @@ func (c Config) Validate() error {
 }
 
 func (r Retention) validate() error {
-	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.Held} {
+	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.AuditLog, r.Held} {
 		if d < time.Hour {
 			return errors.New("every retention must be at least 1h")
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
+	"mailhook/httpapi"
 	"mailhook/worker"
 )
 
@@ -44,7 +45,7 @@ func workerCommand() *cli.Command {
 			// A request takes its connection's buffers, some stacks, and its answer up to three times.
 			request := int64(64<<10 + 3*cfg.ExcerptBytes)
 			spendMemory(int64(len(all)) * (2*cfg.MaxBodyBytes + int64(cfg.MaxInFlight)*request))
-			return runWorkers(c, cfg.Log, all, workerHandler(all, registry))
+			return runWorkers(c, cfg.Log, all, httpapi.SecurityHeaders(workerHandler(all, registry)))
 		},
 	}
 }
@@ -99,6 +100,7 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.DurationFlag{Name: "retain-attempts", EnvVars: []string{"MAILHOOK_RETAIN_ATTEMPTS"}, Value: d.Retention.Attempts, Usage: "how long attempts are kept"},
 		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
+		&cli.DurationFlag{Name: "retain-audit", EnvVars: []string{"MAILHOOK_RETAIN_AUDIT"}, Value: d.Retention.AuditLog, Usage: "how long the audit log is kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
 		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
 		sourceAddressFlag(),
@@ -131,7 +133,7 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = c.Duration("poll-interval"), c.Duration("claim-interval"), c.Duration("grace")
 	cfg.Retention = worker.Retention{
 		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
-		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
+		Quarantine: c.Duration("retain-quarantine"), AuditLog: c.Duration("retain-audit"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, usageError{err}
@@ -187,8 +189,10 @@ func metricsHandler(registry *prometheus.Registry) http.Handler {
 
 // serveHTTP serves until ctx ends, then lets requests finish.
 func serveHTTP(ctx context.Context, log *slog.Logger, listener net.Listener, handler http.Handler) error {
+	// A test send waits for up to 65 s before it answers.
 	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 	}
 	log.Info("listening", "address", listener.Addr().String())
 	stopped := make(chan error, 1)

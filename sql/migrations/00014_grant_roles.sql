@@ -16,6 +16,8 @@ GRANT UPDATE (id) ON mailhook.outbox TO mailhook_worker;
 GRANT SELECT, UPDATE (status, status_reason), DELETE ON mailhook.subscriptions TO mailhook_worker;
 GRANT SELECT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_worker;
 GRANT SELECT ON mailhook.subscription_credentials TO mailhook_worker;
+-- The end of its retention. FOR UPDATE asks for UPDATE of any column.
+GRANT SELECT (id, changed_at), UPDATE (id), DELETE ON mailhook.audit_log TO mailhook_worker;
 GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
 GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 
@@ -28,7 +30,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.deliveries, 
 GRANT SELECT, INSERT, UPDATE ON mailhook.subscriptions TO mailhook_api;
 GRANT SELECT (id, subscription_id, key_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_api;
 GRANT SELECT (subscription_id, kind, key_id), INSERT, UPDATE (key_id, sealed), DELETE ON mailhook.subscription_credentials TO mailhook_api;
-GRANT SELECT, DELETE ON mailhook.quarantine, mailhook.api_keys TO mailhook_api;
+GRANT SELECT, DELETE ON mailhook.quarantine TO mailhook_api;
+GRANT SELECT, UPDATE (last_used_at, revoked_at) ON mailhook.api_keys TO mailhook_api;
+GRANT INSERT ON mailhook.audit_log TO mailhook_api;
 -- A quarantined event goes back to the outbox.
 GRANT INSERT ON mailhook.outbox TO mailhook_api;
 
