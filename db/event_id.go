@@ -52,6 +52,7 @@ const (
 	DeliveryPrefix     = "dlv_"
 	AttemptPrefix      = "att_"
 	ReplayPrefix       = "rpl_"
+	ErasurePrefix      = "ers_"
 )
 
 // FormatID is the public form of id: its prefix and 32 hexadecimal digits.

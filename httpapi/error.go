@@ -12,6 +12,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailhook/db"
 )
 
 // A Problem is what every error of the API looks like (RFC 9457).
@@ -56,6 +58,7 @@ const (
 	codeInactive            = "inactive"
 	codeSubscriptionDeleted = "subscription_deleted"
 	codeEventDropped        = "event_dropped"
+	codeErasing             = "erasing"
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
 	codeInvalid             = "invalid"
@@ -79,7 +82,7 @@ func statusOf(code string) int {
 		return http.StatusMethodNotAllowed
 	case codeRequestTimeout:
 		return http.StatusRequestTimeout
-	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped:
+	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped, codeErasing:
 		return http.StatusConflict
 	case codeTooLarge:
 		return http.StatusRequestEntityTooLarge
@@ -146,7 +149,7 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 	case errors.As(err, &pgErr) && pgErr.Code == "57014":
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
 	}
-	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", err)
+	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", db.Message(err))
 	return fail(codeInternal, "mailhook failed; its log says why")
 }
 

@@ -103,6 +103,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	s.addSubscriptions(api)
 	s.addTestSend(api)
 	s.addReplays(api)
+	s.addErasures(api)
 	s.addDeliveries(api)
 	s.addEvents(api)
 	s.addExplain(api)
