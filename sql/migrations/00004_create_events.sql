@@ -20,7 +20,7 @@ BEGIN
   -- Nor statistics targets: no samples of what people's data is in (see erasures).
   EXECUTE format('ALTER TABLE mailhook.%I %s', partition, CASE parent
     WHEN 'events' THEN 'ALTER COLUMN recipient SET STATISTICS 0, ALTER COLUMN message_id SET STATISTICS 0, '
-      'ALTER COLUMN dedupe_key SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0'
+      'ALTER COLUMN campaign_id SET STATISTICS 0, ALTER COLUMN dedupe_key SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0'
     ELSE 'ALTER COLUMN response_excerpt SET STATISTICS 0'
   END);
   -- What came before its partition lies in DEFAULT, which must have none of the day's rows. They are moved before the

@@ -57,7 +57,9 @@ BEGIN
     JOIN pg_catalog.pg_attribute AS att ON att.attrelid = cls.oid
     WHERE cls.relnamespace = 'mailhook'::regnamespace AND cls.relkind IN ('r', 'p') AND att.attnum > 0 AND NOT att.attisdropped
       AND (cls.relname ~ '^(outbox|quarantine|events|dedupe_keys|attempts|test_deliveries|erasures)(_|$)')
-      AND att.attname IN ('recipient', 'message_id', 'dedupe_key', 'data', 'reason', 'response_excerpt', 'pattern')
+      AND (att.attname IN ('recipient', 'message_id', 'campaign_id', 'dedupe_key', 'data', 'reason', 'response_excerpt', 'pattern')
+        -- What has not been checked may be anything.
+        OR (att.attname = 'event_type' AND cls.relname IN ('outbox', 'quarantine')))
   LOOP
     EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS 0', t, c);
   END LOOP;
