@@ -686,8 +686,9 @@ const findInOutbox = `-- name: FindInOutbox :one
 WITH slice AS MATERIALIZED (
   SELECT o.id,
     ($2::text IS NULL OR coalesce(nullif(o.account_id, ''), 'default') = $2::text)
-      -- Nothing has been checked yet: a type may be anything.
-      AND (mailhook.mentions(p.pattern, o.recipient, o.message_id, o.campaign_id, o.dedupe_key, o.data) OR o.event_type ~ p.pattern) AS matches
+      -- Nothing has been checked yet: a type or an IP address may be anything.
+      AND (mailhook.mentions(p.pattern, o.recipient, o.message_id, o.campaign_id, o.dedupe_key, o.data)
+        OR concat_ws(chr(10), o.event_type, o.dedicated_ip) ~ p.pattern) AS matches
   FROM mailhook.outbox AS o
   CROSS JOIN (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = $3) AS p
   WHERE o.id > $1::bigint
@@ -731,7 +732,7 @@ WITH slice AS MATERIALIZED (
   SELECT q.inserted_at, q.id,
     ($3::text IS NULL OR coalesce(nullif(q.account_id, ''), 'default') = $3::text)
       AND (mailhook.mentions(p.pattern, q.recipient, q.message_id, q.campaign_id, q.dedupe_key, q.data)
-        OR q.event_type ~ p.pattern OR q.reason ~ p.pattern) AS matches
+        OR concat_ws(chr(10), q.event_type, q.dedicated_ip, q.reason) ~ p.pattern) AS matches
   FROM mailhook.quarantine AS q
   CROSS JOIN (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = $4) AS p
   WHERE (q.inserted_at, q.id) > ($1::timestamptz, $2::bigint)

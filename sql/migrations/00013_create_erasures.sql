@@ -59,7 +59,7 @@ BEGIN
       AND (cls.relname ~ '^(outbox|quarantine|events|dedupe_keys|attempts|test_deliveries|erasures)(_|$)')
       AND (att.attname IN ('recipient', 'message_id', 'campaign_id', 'dedupe_key', 'data', 'reason', 'response_excerpt', 'pattern')
         -- What has not been checked may be anything.
-        OR (att.attname = 'event_type' AND cls.relname IN ('outbox', 'quarantine')))
+        OR (att.attname IN ('event_type', 'dedicated_ip') AND cls.relname IN ('outbox', 'quarantine')))
   LOOP
     EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS 0', t, c);
   END LOOP;
