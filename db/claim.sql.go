@@ -256,7 +256,7 @@ FROM (
 ) AS resume
 LEFT JOIN claimed AS c ON true
 LEFT JOIN LATERAL (
-  SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.occurred_at, x.dispatched_at, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node, x.bridge, x.dedicated_ip, x.dedupe_key, x.duplicate_of, x.data
+  SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.occurred_at, x.dispatched_at, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node, x.bridge, x.dedicated_ip, x.dedupe_key, x.duplicate_of, x.data, x.erased_at
   FROM mailhook.events AS x
   WHERE x.inserted_at = c.event_inserted_at AND x.id = c.event_id
   OFFSET 0

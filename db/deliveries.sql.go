@@ -25,7 +25,7 @@ func (q *Queries) DeleteDeadLetter(ctx context.Context, id uuid.UUID) error {
 const getRetryTarget = `-- name: GetRetryTarget :one
 SELECT
   coalesce((SELECT s.status FROM mailhook.subscriptions AS s WHERE s.id = $1 AND s.deleted_at IS NULL), '')::text AS subscription_status,
-  EXISTS (SELECT FROM mailhook.events AS e WHERE e.inserted_at = $2 AND e.id = $3)::boolean AS event_exists
+  mailhook.keep_event($2::timestamptz, $3::bigint)::boolean AS event_exists
 `
 
 type GetRetryTargetParams struct {
@@ -40,7 +40,7 @@ type GetRetryTargetRow struct {
 }
 
 // GetRetryTarget answers whether a delivery could be made for an event and a subscription: the state of the
-// subscription, empty when it is gone, and whether the event is still there.
+// subscription, empty when it is gone, and whether the event is still there, which it then is until commit.
 func (q *Queries) GetRetryTarget(ctx context.Context, arg GetRetryTargetParams) (GetRetryTargetRow, error) {
 	row := q.db.QueryRow(ctx, getRetryTarget, arg.SubscriptionID, arg.EventInsertedAt, arg.EventID)
 	var i GetRetryTargetRow

@@ -53,6 +53,7 @@ const (
 	AttemptPrefix      = "att_"
 	ReplayPrefix       = "rpl_"
 	KeyPrefix          = "key_" // of the id of an API key, which is no secret; the key begins with APIKeyPrefix
+	ErasurePrefix      = "ers_"
 )
 
 // FormatID is the public form of id: its prefix and 32 hexadecimal digits.

@@ -11,7 +11,7 @@ import (
 )
 
 const getEvent = `-- name: GetEvent :one
-SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.occurred_at, e.dispatched_at, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.dedupe_key, e.duplicate_of, e.data
+SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.occurred_at, e.dispatched_at, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.dedupe_key, e.duplicate_of, e.data, e.erased_at
 FROM mailhook.events AS e
 WHERE e.inserted_at = $1
   AND e.id = $2
@@ -45,6 +45,7 @@ func (q *Queries) GetEvent(ctx context.Context, arg GetEventParams) (Event, erro
 		&i.DedupeKey,
 		&i.DuplicateOf,
 		&i.Data,
+		&i.ErasedAt,
 	)
 	return i, err
 }
@@ -109,7 +110,7 @@ func (q *Queries) GetUndispatchedEvent(ctx context.Context, arg GetUndispatchedE
 }
 
 const listEventsByKey = `-- name: ListEventsByKey :many
-SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.occurred_at, e.dispatched_at, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.dedupe_key, e.duplicate_of, e.data
+SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.occurred_at, e.dispatched_at, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.dedupe_key, e.duplicate_of, e.data, e.erased_at
 FROM (SELECT unnest($1::timestamptz[]) AS inserted_at, unnest($2::bigint[]) AS id) AS k
 JOIN mailhook.events AS e ON e.inserted_at = k.inserted_at AND e.id = k.id
 ORDER BY e.inserted_at DESC, e.id DESC
@@ -147,6 +148,7 @@ func (q *Queries) ListEventsByKey(ctx context.Context, arg ListEventsByKeyParams
 			&i.DedupeKey,
 			&i.DuplicateOf,
 			&i.Data,
+			&i.ErasedAt,
 		); err != nil {
 			return nil, err
 		}

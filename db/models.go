@@ -30,12 +30,12 @@ type Attempt struct {
 	ResponseExcerpt []byte
 	// How the delivery ended by this row; NULL while it goes on.
 	EndedAs *string
-	// Why, where the outcome does not say it: deactivated, deleted, expired (held too long), overflow (too many held) or unrecordable.
+	// Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held) or unrecordable.
 	EndedReason       *string
 	DeliveryCreatedAt time.Time
 }
 
-// The log of dispatched events: append-only, replayable, a partition for each day (UTC) of inserted_at.
+// The log of dispatched events: append-only but for erasures, replayable, a partition for each day (UTC) of inserted_at.
 type Event struct {
 	// When the host wrote it; with id the identity. The partition key is never occurred_at: the host controls that.
 	InsertedAt time.Time
@@ -57,6 +57,8 @@ type Event struct {
 	// The id of the earlier event with the same dedupe_key: this one has no deliveries.
 	DuplicateOf *string
 	Data        []byte
+	// When a person was erased from it: what is left is that something of this type happened for this account, so that counts stay true. It is not delivered any more.
+	ErasedAt *time.Time
 }
 
 // Send me these events, filtered so, there, in this format: what a customer calls a webhook.

@@ -81,6 +81,10 @@ WITH released AS (
   WHERE q.inserted_at = $1
     AND q.id = $2
     AND ($3::text IS NULL OR coalesce(nullif(q.account_id, ''), 'default') = $3::text)
+    AND (
+      SELECT r.id FROM mailhook.erasures AS r
+      WHERE r.state = 'running' AND (r.account_id IS NULL OR r.account_id = coalesce(nullif(q.account_id, ''), 'default'))
+      LIMIT 1) IS NULL
   RETURNING q.inserted_at, q.id, q.account_id, q.event_type, q.occurred_at, q.recipient, q.message_id, q.campaign_id, q.sending_domain, q.sending_node, q.bridge, q.dedicated_ip, q.dedupe_key, q.data, q.reason, q.error_code, q.quarantined_at
 )
 INSERT INTO mailhook.outbox (id, inserted_at, account_id, event_type, occurred_at, recipient, message_id, campaign_id,
@@ -97,7 +101,8 @@ type ReleaseQuarantinedParams struct {
 	AccountID  *string
 }
 
-// ReleaseQuarantined puts an event back into the outbox, as the host wrote it and under the same id, in one statement.
+// ReleaseQuarantined puts an event back into the outbox, as the host wrote it and under the same id, in one statement. Not
+// while an erasure runs: it has looked through the outbox already.
 func (q *Queries) ReleaseQuarantined(ctx context.Context, arg ReleaseQuarantinedParams) (int64, error) {
 	result, err := q.db.Exec(ctx, releaseQuarantined, arg.InsertedAt, arg.ID, arg.AccountID)
 	if err != nil {

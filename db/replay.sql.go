@@ -27,6 +27,7 @@ scanned AS MATERIALIZED (
   SELECT e.inserted_at, e.id, e.account_id, e.event_type, s.id AS subscription_id,
     e.dispatched_at >= r.since AND e.dispatched_at < r.until
       AND e.duplicate_of IS NULL
+      AND e.erased_at IS NULL
       AND mailhook.event_type_ancestors(e.event_type) && s.event_types
       AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
       AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
@@ -61,7 +62,10 @@ inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
   SELECT p.subscription_id, p.account_id, p.inserted_at, p.id, p.event_type, statement_timestamp(), statement_timestamp(), $1::uuid
   FROM picked AS p
-  WHERE NOT EXISTS (
+  CROSS JOIN LATERAL (
+    SELECT e.erased_at FROM mailhook.events AS e WHERE e.inserted_at = p.inserted_at AND e.id = p.id FOR SHARE
+  ) AS event
+  WHERE event.erased_at IS NULL AND NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = p.inserted_at AND d.event_id = p.id AND d.subscription_id = p.subscription_id)
   RETURNING id
@@ -141,7 +145,11 @@ inserted AS (
   -- A pair has several dead letters where its delivery was retried more than once.
   SELECT DISTINCT ON (p.event_inserted_at, p.event_id) p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), $1::uuid
   FROM picked AS p
-  WHERE NOT EXISTS (
+  -- Locked, so that an erasure comes before or after.
+  LEFT JOIN LATERAL (
+    SELECT e.erased_at FROM mailhook.events AS e WHERE e.inserted_at = p.event_inserted_at AND e.id = p.event_id FOR SHARE
+  ) AS event ON true
+  WHERE event.erased_at IS NULL AND NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = p.event_inserted_at AND d.event_id = p.event_id AND d.subscription_id = p.subscription_id)
   RETURNING id

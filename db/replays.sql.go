@@ -69,6 +69,7 @@ WHERE s.id = $1
   AND e.inserted_at < $2
   AND e.dispatched_at >= $3 AND e.dispatched_at < $2
   AND e.duplicate_of IS NULL
+  AND e.erased_at IS NULL
   AND mailhook.event_type_ancestors(e.event_type) && s.event_types
   AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(e.event_type) && $4::text[])
   AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))

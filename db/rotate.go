@@ -93,7 +93,10 @@ func moveKey(ctx context.Context, q *Queries, ring *Keyring) (previous string, e
 	if err := q.SetMasterKey(ctx, next); err != nil {
 		return "", fmt.Errorf("set the master key: %w", err)
 	}
-	return previous, nil
+	if previous == next {
+		return previous, nil
+	}
+	return previous, q.Audit(ctx, Change{Action: "master_key.rotate", Before: map[string]any{"key_id": previous}, After: map[string]any{"key_id": next}})
 }
 
 // reseal walks over the values of a kind until none is left but those that cannot be opened. A walk leaves out what is locked.

@@ -137,8 +137,8 @@ func (f *field) sample(ctx context.Context, interval time.Duration) (samples []s
 // come to their size in the first minutes.
 const settled = 20 * time.Minute
 
-// judge fits a line to a quantity, without the first tenth, in which caches fill, and plots it. It grows when the line rises
-// by more than nothing, and by more than three standard errors of its slope.
+// judge fits a line to the floor of a quantity, without the first tenth, in which caches fill, and plots both. It grows when
+// the line rises by more than nothing, and by more than three standard errors of its slope.
 func (f *field) judge(q quantity, samples []sample) error {
 	samples = samples[len(samples)/10:]
 	if len(samples) < 20 {
@@ -149,15 +149,32 @@ func (f *field) judge(q quantity, samples []sample) error {
 	for i, s := range samples {
 		hours[i], values[i] = s.at.Hours(), q.of(s)
 	}
-	start, slope, deviation := fit(hours, values)
+	start, slope, deviation := fit(floor(hours, values))
 	rise := slope * (hours[len(hours)-1] - hours[0])
-	f.note("%s: %.1f at the start, slope %.2f ± %.2f an hour", q.name, start+slope*hours[0], slope, 3*deviation)
+	f.note("%s: floor %.1f at the start, slope %.2f ± %.2f an hour", q.name, start+slope*hours[0], slope, 3*deviation)
 	if f.duration(time.Hour) < settled {
 		f.problem("too short to say whether the %s grows", q.name)
 	} else if slope > 3*deviation && rise > q.nothing {
 		f.problem("the %s grows: by %.1f in %.0f minutes", q.name, rise, 60*(hours[len(hours)-1]-hours[0]))
 	}
 	return f.plot(q, hours, values, start, slope)
+}
+
+// floor is the least of each twelfth of the values, and when it was. What is given back again, such as kept connections
+// after a fault, is no growth; and neighbouring samples, which are nearly the same, would make any slope look certain.
+func floor(x, y []float64) (at, least []float64) {
+	const parts = 12
+	for part := range parts {
+		from, to := part*len(y)/parts, (part+1)*len(y)/parts
+		lowest := from
+		for i := from; i < to; i++ {
+			if y[i] < y[lowest] {
+				lowest = i
+			}
+		}
+		at, least = append(at, x[lowest]), append(least, y[lowest])
+	}
+	return at, least
 }
 
 // fit is the line of least squares, and the standard error of its slope.

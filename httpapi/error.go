@@ -15,6 +15,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailhook/db"
 )
 
 // A Problem is what every error of the API looks like (RFC 9457).
@@ -72,6 +74,7 @@ const (
 	codeInactive            = "inactive"
 	codeSubscriptionDeleted = "subscription_deleted"
 	codeEventDropped        = "event_dropped"
+	codeErasing             = "erasing"
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
 	codeInvalid             = "invalid"
@@ -96,7 +99,7 @@ func statusOf(code string) int {
 		return http.StatusMethodNotAllowed
 	case codeRequestTimeout:
 		return http.StatusRequestTimeout
-	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped:
+	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped, codeErasing:
 		return http.StatusConflict
 	case codeTooLarge:
 		return http.StatusRequestEntityTooLarge
@@ -167,7 +170,7 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
 		return fail(codeUnavailable, "another change got in the way of this one; try again")
 	}
-	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", err)
+	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", db.Message(err))
 	return fail(codeInternal, "mailhook failed; its log says why")
 }
 

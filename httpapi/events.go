@@ -34,7 +34,7 @@ type Event struct {
 	Timestamp    Timestamp  `json:"timestamp" doc:"When it happened."`
 	InsertedAt   Timestamp  `json:"inserted_at" doc:"When the host wrote it."`
 	DispatchedAt *Timestamp `json:"dispatched_at,omitempty" doc:"When subscriptions were matched."`
-	State        string     `json:"state" enum:"dispatched,undispatched,duplicate,quarantined"`
+	State        string     `json:"state" enum:"dispatched,undispatched,duplicate,quarantined,erased" doc:"erased: a person was erased from it; what is left counts."`
 	DuplicateOf  *string    `json:"duplicate_of,omitempty" doc:"The event with the same dedupe key before it. This one has no deliveries."`
 	Data         Object     `json:"data" doc:"As in the body that receivers get."`
 }
@@ -171,7 +171,7 @@ func (s *server) getEvent(ctx context.Context, who caller, in *eventParams) (*ev
 	if err != nil {
 		return nil, err
 	}
-	if event.State == "dispatched" {
+	if event.State == "dispatched" || event.State == "erased" {
 		event.Deliveries, event.DeliveriesComplete, err = s.deliveriesOf(ctx, id, event.AccountID, nil)
 	}
 	if err != nil {
@@ -297,6 +297,9 @@ func (s *server) eventOf(row db.Event) Event {
 	}
 	if row.DuplicateOf != nil {
 		event.State, event.DuplicateOf = "duplicate", row.DuplicateOf
+	}
+	if row.ErasedAt != nil {
+		event.State = "erased"
 	}
 	return event
 }

@@ -55,7 +55,7 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 		return nil, err
 	}
 	out := &explainResponse{Explanation{EventID: in.ID, SubscriptionID: in.SubscriptionID}}
-	if event.State == "undispatched" || event.State == "quarantined" {
+	if event.State == "undispatched" || event.State == "quarantined" || event.State == "erased" {
 		actual := event.State
 		if event.Reason != nil {
 			actual += ": " + *event.Reason

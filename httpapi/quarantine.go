@@ -43,7 +43,7 @@ func (s *server) addQuarantine(api huma.API) {
 		OperationID: "list-quarantine", Method: http.MethodGet, Path: "/v1/quarantine", Tags: tags, Summary: "List events that could not be dispatched, newest first",
 	}, s.listQuarantine)
 	register(s, api, huma.Operation{
-		OperationID: "release-quarantined", Method: http.MethodPost, Path: "/v1/quarantine/{id}/release", Tags: tags, Summary: "Dispatch an event again",
+		OperationID: "release-quarantined", Method: http.MethodPost, Path: "/v1/quarantine/{id}/release", Tags: tags, Summary: "Dispatch an event again", Errors: []int{http.StatusConflict},
 		Description: "It goes back to the outbox under the same id. Answers the event; unless its cause is gone, it will be quarantined again.",
 	}, s.releaseQuarantined)
 }
@@ -116,7 +116,7 @@ func (s *server) releaseQuarantined(ctx context.Context, who caller, in *eventPa
 		case err != nil:
 			return fmt.Errorf("release event: %w", err)
 		case released == 0:
-			return notFound()
+			return s.refuseWhileErasing(ctx, q, event.AccountID)
 		}
 		if err := who.audit(ctx, q, "event.release", event.AccountID, in.ID, nil, nil); err != nil {
 			return err
@@ -128,4 +128,16 @@ func (s *server) releaseQuarantined(ctx context.Context, who caller, in *eventPa
 	}
 	event.State, event.Reason, event.ErrorCode = "undispatched", nil, nil
 	return &eventResponse{event}, nil
+}
+
+// refuseWhileErasing says why nothing was released.
+func (s *server) refuseWhileErasing(ctx context.Context, q *db.Queries, account string) error {
+	erasing, err := q.IsErasing(ctx, account)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for erasures: %w", err)
+	case erasing:
+		return fail(codeErasing, "a person is being erased: release the event when that has ended")
+	}
+	return notFound()
 }

@@ -83,7 +83,7 @@ func (s *server) redeliver(ctx context.Context, q *db.Queries, who caller, end d
 		return nil, err
 	}
 	if !target.EventExists {
-		return nil, fail(codeEventDropped, "the event is past its retention")
+		return nil, fail(codeEventDropped, "the event is past its retention, or was erased")
 	}
 	unfinished, err := q.IsPairUnfinished(ctx, db.IsPairUnfinishedParams{EventInsertedAt: end.EventInsertedAt, EventID: end.EventID, SubscriptionID: end.SubscriptionID})
 	switch {

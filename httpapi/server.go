@@ -65,7 +65,7 @@ func DefaultConfig() Config {
 	return Config{
 		DefaultSubscriptionLimit: 100,
 		TestsPerMinute:           20,
-		RateLimit:                50,
+		RateLimit:                500,
 		StrangerRateLimit:        10,
 		TestWait:                 5 * time.Second,
 		NoWorkerAfter:            5 * time.Second,
@@ -122,6 +122,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	s.addSubscriptions(api)
 	s.addTestSend(api)
 	s.addReplays(api)
+	s.addErasures(api)
 	s.addDeliveries(api)
 	s.addEvents(api)
 	s.addExplain(api)

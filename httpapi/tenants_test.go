@@ -57,6 +57,7 @@ func bodies() map[string]any {
 type estate struct {
 	account, key                                                         string
 	subscription, delivery, dead, event, undispatched, quarantined, repl string
+	erasure                                                              string
 	// canaries occur in what the account owns, and in nothing else.
 	canaries []string
 }
@@ -87,12 +88,14 @@ func (b *bundle) settle(t *testing.T, account, key string) estate {
 	b.Exec(t, "UPDATE mailhook.quarantine SET recipient = $2 || '@example.com' WHERE account_id = $1", account, mark)
 	b.Exec(t, "UPDATE mailhook.attempts SET response_excerpt = convert_to($2, 'UTF8') WHERE account_id = $1", account, mark)
 	e.repl = db.FormatID(db.ReplayPrefix, dbtest.QueryOne[[16]byte](t, b.DB, "SELECT id FROM mailhook.replays WHERE account_id = $1 ORDER BY id LIMIT 1", account))
+	e.erasure = b.must(t, 202, key, "POST", "/v1/recipients/erase", object{"recipient": "nobody@example.com"})["id"].(string)
+	b.Exec(t, "UPDATE mailhook.erasures SET state = 'done', pattern = NULL, ended_at = now()") // while it runs, nothing is released
 	rows, _ := b.Pool.Query(t.Context(), `
 		SELECT replace(id::text, '-', '') FROM (
 			SELECT id FROM mailhook.subscriptions WHERE account_id = $1 UNION SELECT id FROM mailhook.deliveries WHERE account_id = $1
 			UNION SELECT id FROM mailhook.attempts WHERE account_id = $1 UNION SELECT delivery_id FROM mailhook.attempts WHERE account_id = $1
 			UNION SELECT id FROM mailhook.dead_letters WHERE account_id = $1 UNION SELECT id FROM mailhook.replays WHERE account_id = $1
-			UNION SELECT id FROM mailhook.api_keys WHERE account_id = $1) AS of_account
+			UNION SELECT id FROM mailhook.erasures WHERE account_id = $1 UNION SELECT id FROM mailhook.api_keys WHERE account_id = $1) AS of_account
 		UNION ALL SELECT mailhook.event_id(inserted_at, id) FROM mailhook.events WHERE account_id = $1
 		UNION ALL SELECT mailhook.event_id(inserted_at, id) FROM mailhook.quarantine WHERE account_id = $1`, account)
 	var err error
@@ -110,7 +113,7 @@ func (e estate) routes(t *testing.T, op operation) []string {
 	if strings.Contains(path, "{") {
 		things := map[string][]string{
 			"/v1/subscriptions/{id}": {e.subscription}, "/v1/deliveries/{id}": {e.delivery, e.dead}, "/v1/events/{id}": {e.event, e.undispatched, e.quarantined},
-			"/v1/quarantine/{id}": {e.quarantined}, "/v1/replays/{id}": {e.repl}, "/v1/accounts/{id}": {e.account},
+			"/v1/quarantine/{id}": {e.quarantined}, "/v1/replays/{id}": {e.repl}, "/v1/erasures/{id}": {e.erasure}, "/v1/accounts/{id}": {e.account},
 		}
 		head, rest, _ := strings.Cut(path, "}")
 		for _, id := range things[head+"}"] {
@@ -170,6 +173,7 @@ func (b *bundle) stateOfAcme(t *testing.T) string {
 		UNION ALL SELECT x::text FROM mailhook.subscription_secrets AS x JOIN mailhook.subscriptions AS s ON s.id = x.subscription_id WHERE account_id = $1
 		UNION ALL SELECT d::text FROM mailhook.deliveries AS d WHERE account_id = $1 UNION ALL SELECT l::text FROM mailhook.dead_letters AS l WHERE account_id = $1
 		UNION ALL SELECT r::text FROM mailhook.replays AS r WHERE account_id = $1 UNION ALL SELECT q::text FROM mailhook.quarantine AS q WHERE account_id = $1
+		UNION ALL SELECT x::text FROM mailhook.erasures AS x WHERE account_id = $1
 		UNION ALL SELECT a::text FROM mailhook.accounts AS a WHERE id = $1 UNION ALL SELECT o::text FROM mailhook.outbox AS o WHERE account_id = $1
 		UNION ALL SELECT id::text || revoked_at FROM mailhook.api_keys WHERE account_id = $1 UNION ALL SELECT l::text FROM mailhook.audit_log AS l WHERE account_id = $1
 		UNION ALL SELECT c::text FROM mailhook.subscription_credentials AS c JOIN mailhook.subscriptions AS s ON s.id = c.subscription_id WHERE account_id = $1

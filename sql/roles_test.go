@@ -27,7 +27,7 @@ func TestRolesMayDoNothingElse(t *testing.T) {
 			"DELETE FROM mailhook.subscription_secrets RETURNING sealed", "COPY mailhook.subscription_secrets TO STDOUT",
 			"SELECT sealed FROM mailhook.subscription_credentials", "UPDATE mailhook.subscription_credentials SET kind = 'auth' RETURNING sealed",
 			"INSERT INTO mailhook.api_keys (key_hash) VALUES ('')", "UPDATE mailhook.api_keys SET account_id = NULL", "UPDATE mailhook.api_keys SET key_hash = ''",
-			"DELETE FROM mailhook.api_keys", "SELECT FROM mailhook.audit_log", "DELETE FROM mailhook.audit_log", "UPDATE mailhook.audit_log SET before = NULL",
+			"SELECT pattern FROM mailhook.erasures", "SELECT * FROM mailhook.erasures", "DELETE FROM mailhook.erasures", "DELETE FROM mailhook.api_keys", "SELECT FROM mailhook.audit_log", "DELETE FROM mailhook.audit_log", "UPDATE mailhook.audit_log SET before = NULL",
 			"DELETE FROM mailhook.subscriptions", "DELETE FROM mailhook.events", "DELETE FROM mailhook.attempts", "UPDATE mailhook.attempts SET outcome = 'ok'",
 			"INSERT INTO mailhook.events DEFAULT VALUES", "INSERT INTO mailhook.attempts DEFAULT VALUES", "DELETE FROM mailhook.outbox", "UPDATE mailhook.outbox SET data = NULL",
 			"UPDATE mailhook.installation SET delivery_enabled = false", "INSERT INTO mailhook.workers (id, hostname, pid, version) VALUES (gen_random_uuid(), '', 1, '')",

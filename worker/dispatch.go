@@ -296,11 +296,11 @@ func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) erro
 	})
 }
 
-// reason is the message of a database error, without its details: those quote the row.
+// reason is the message of a database error, without its details and values: those quote the row.
 func reason(err error) string {
 	var pgErr interface{ SQLState() string }
 	if errors.As(err, &pgErr) {
-		return firstLine(err.Error())
+		return firstLine(db.Message(err))
 	}
 	return "unknown"
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailhook/db"
 )
 
 // isDataError says whether a statement failed for the values of a row: then repeating it cannot help, and the batch
@@ -54,7 +56,7 @@ func (w *Worker) complain(ctx context.Context, what string, err error) {
 		if isOutage(err) {
 			w.outage.told(now)
 		}
-		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", strings.Join(strings.Fields(err.Error()), " "))
+		w.cfg.Log.Error("database call failed", "call", what, "sqlstate", sqlState(err), "error", strings.Join(strings.Fields(db.Message(err)), " "))
 	}
 }
 

@@ -28,6 +28,7 @@ type metrics struct {
 	staleOutcomes     prometheus.Counter
 	workersRescued    prometheus.Counter
 	databaseErrors    *prometheus.CounterVec
+	erasedRows        *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep Retention) *metrics {
@@ -59,7 +60,10 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 		Help: "Failed database calls, by call."}, []string{"call"}))
 	add(m, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "mailhook", Name: "leased_deliveries", Help: "Deliveries that this worker holds."},
 		func() float64 { return float64(l.held()) }))
+	m.erasedRows = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "erased_rows_total",
+		Help: "Rows that erasures by this worker removed, wiped or, in a dry run, counted, by table."}, []string{"table"}))
 	add(m, &stateCollector{q})
+	add(m, &erasureCollector{q})
 	add(m, &partitionCollector{q, keep})
 	return m
 }
@@ -107,6 +111,42 @@ func (m *metrics) dispatched(rows []db.DispatchRow) {
 		}
 		m.eventsDispatched.Inc()
 	}
+}
+
+func (m *metrics) erased(n Erased) {
+	for table, rows := range map[string]int64{
+		"outbox": n.Outbox, "events": n.Events, "deliveries": n.Deliveries, "attempts": n.Attempts, "dead_letters": n.DeadLetters,
+		"quarantine": n.Quarantine, "dedupe_keys": n.DedupeKeys, "test_deliveries": n.TestDeliveries,
+	} {
+		m.erasedRows.WithLabelValues(table).Add(float64(rows))
+	}
+}
+
+// erasureCollector asks the database at each scrape which erasures have not ended.
+type erasureCollector struct{ q *db.Queries }
+
+func erasureDescs() (running, oldest *prometheus.Desc) {
+	return prometheus.NewDesc("mailhook_running_erasures", "Erasures that run or wait for their turn.", nil, nil),
+		prometheus.NewDesc("mailhook_oldest_erasure_seconds", "Age of the oldest of them; 0: there is none.", nil, nil)
+}
+
+func (c *erasureCollector) Describe(out chan<- *prometheus.Desc) {
+	running, oldest := erasureDescs()
+	out <- running
+	out <- oldest
+}
+
+func (c *erasureCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	running, oldest := erasureDescs()
+	row, err := c.q.ErasureBacklog(ctx)
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(running, err)
+		return
+	}
+	out <- prometheus.MustNewConstMetric(running, prometheus.GaugeValue, float64(row.Running))
+	out <- prometheus.MustNewConstMetric(oldest, prometheus.GaugeValue, row.OldestSeconds)
 }
 
 // stateCollector asks the database at each scrape what the whole installation looks like: every worker answers the same.

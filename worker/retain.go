@@ -12,6 +12,8 @@ import (
 const (
 	retainInterval = 10 * time.Minute
 	day            = 24 * time.Hour
+	// keepErasures is how long one can be shown to have been done. It says nothing of whom.
+	keepErasures = 365 * day
 )
 
 // retain keeps the tables small: partitions are made ahead and dropped behind (partition.go), and what is past its time
@@ -63,6 +65,9 @@ func (w *Worker) expire(ctx context.Context) {
 		{"drop expired secrets", func(ctx context.Context) (int64, error) { return w.slowQ.DropExpiredSecrets(ctx, smallBatch) }},
 		{"drop replays", func(ctx context.Context) (int64, error) {
 			return w.slowQ.DropReplays(ctx, db.DropReplaysParams{MaxAge: keep.Attempts, MaxRows: smallBatch})
+		}},
+		{"drop erasures", func(ctx context.Context) (int64, error) {
+			return w.slowQ.DropErasures(ctx, db.DropErasuresParams{MaxAge: keepErasures, MaxRows: smallBatch})
 		}},
 		{"drop deleted subscriptions", func(ctx context.Context) (int64, error) {
 			return w.slowQ.DropDeletedSubscriptions(ctx, db.DropDeletedSubscriptionsParams{MaxAge: keep.Attempts + day, MaxRows: smallBatch})

@@ -40,7 +40,7 @@ type Worker struct {
 	// pulse.
 	urgentPool *db.Pool
 	urgentQ    *db.Queries
-	// One for retention. The server ends a statement before its caller gives up: a call that is given up costs its pool all
+	// One for retention and erasures. The server ends a statement before its caller gives up: a call that is given up costs its pool all
 	// connections, for they may be dead.
 	slowPool *db.Pool
 	slowQ    *db.Queries
@@ -188,7 +188,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer abort()
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
-		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.retain,
+		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.erase, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}

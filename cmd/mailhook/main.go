@@ -128,7 +128,7 @@ To make an API key:         mailhook key create`,
 		},
 		Commands: []*cli.Command{
 			demoCommand(), migrateCommand(), serveCommand(), workerCommand(), apiCommand(), keyCommand(), emitCommand(),
-			listenCommand(), adapterCommand(), statusCommand(), deliveryCommand(), versionCommand(),
+			listenCommand(), adapterCommand(), statusCommand(), deliveryCommand(), eraseCommand(), versionCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -18,6 +18,12 @@ BEGIN
   -- old partition nor a host that spends its transaction ids fast has them all read again.
   EXECUTE format('CREATE TABLE mailhook.%I (LIKE mailhook.%I INCLUDING ALL) WITH (autovacuum_freeze_min_age = 0, '
     'autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 200000)', partition, parent);
+  -- Nor statistics targets: no samples of what people's data is in (see erasures).
+  EXECUTE format('ALTER TABLE mailhook.%I %s', partition, CASE parent
+    WHEN 'events' THEN 'ALTER COLUMN recipient SET STATISTICS 0, ALTER COLUMN message_id SET STATISTICS 0, '
+      'ALTER COLUMN campaign_id SET STATISTICS 0, ALTER COLUMN dedupe_key SET STATISTICS 0, ALTER COLUMN data SET STATISTICS 0'
+    ELSE 'ALTER COLUMN response_excerpt SET STATISTICS 0'
+  END);
   -- What came before its partition lies in DEFAULT, which must have none of the day's rows. They are moved before the
   -- lock, as there may be many, and those that came meanwhile under it. Readers see them all the while.
   move := format('WITH moved AS (DELETE FROM mailhook.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO mailhook.%I SELECT * FROM moved',
@@ -80,14 +86,16 @@ CREATE TABLE mailhook.events (
   dedupe_key     text,
   duplicate_of   text,
   data           json,
+  erased_at      timestamptz,
   CONSTRAINT events_inserted_at_id_pkey PRIMARY KEY (inserted_at, id)
 ) PARTITION BY RANGE (inserted_at);
 CREATE INDEX events_account_id_inserted_at_idx ON mailhook.events (account_id, inserted_at, id);
 
-COMMENT ON TABLE mailhook.events IS 'The log of dispatched events: append-only, replayable, a partition for each day (UTC) of inserted_at.';
+COMMENT ON TABLE mailhook.events IS 'The log of dispatched events: append-only but for erasures, replayable, a partition for each day (UTC) of inserted_at.';
 COMMENT ON COLUMN mailhook.events.inserted_at IS 'When the host wrote it; with id the identity. The partition key is never occurred_at: the host controls that.';
 COMMENT ON COLUMN mailhook.events.event_type IS 'The most exact type: email.bounced with a bounce_type has become email.bounced.hard or .soft.';
 COMMENT ON COLUMN mailhook.events.dispatched_at IS 'When subscriptions were matched.';
+COMMENT ON COLUMN mailhook.events.erased_at IS 'When a person was erased from it: what is left is that something of this type happened for this account, so that counts stay true. It is not delivered any more.';
 COMMENT ON COLUMN mailhook.events.duplicate_of IS 'The id of the earlier event with the same dedupe_key: this one has no deliveries.';
 
 CREATE TABLE mailhook.events_default PARTITION OF mailhook.events DEFAULT;

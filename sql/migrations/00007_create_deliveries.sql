@@ -67,7 +67,7 @@ COMMENT ON COLUMN mailhook.attempts.number IS 'From 1; 0 in a row without a requ
 COMMENT ON COLUMN mailhook.attempts.outcome IS 'A word of the closed list in docs/receivers.md; NULL in a row without a request.';
 COMMENT ON COLUMN mailhook.attempts.response_excerpt IS 'The first bytes of the answer''s body. Bytes: receivers send NUL and bad UTF-8.';
 COMMENT ON COLUMN mailhook.attempts.ended_as IS 'How the delivery ended by this row; NULL while it goes on.';
-COMMENT ON COLUMN mailhook.attempts.ended_reason IS 'Why, where the outcome does not say it: deactivated, deleted, expired (held too long), overflow (too many held) or unrecordable.';
+COMMENT ON COLUMN mailhook.attempts.ended_reason IS 'Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held) or unrecordable.';
 
 CREATE TABLE mailhook.attempts_default PARTITION OF mailhook.attempts DEFAULT;
 COMMENT ON TABLE mailhook.attempts_default IS 'Attempts of a day without a partition: an alarm.';

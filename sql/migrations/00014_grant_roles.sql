@@ -16,6 +16,10 @@ GRANT UPDATE (id) ON mailhook.outbox TO mailhook_worker;
 GRANT SELECT, UPDATE (status, status_reason), DELETE ON mailhook.subscriptions TO mailhook_worker;
 GRANT SELECT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_worker;
 GRANT SELECT ON mailhook.subscription_credentials TO mailhook_worker;
+-- An erasure, which empties what it finds.
+GRANT SELECT, UPDATE, DELETE ON mailhook.erasures TO mailhook_worker;
+GRANT UPDATE (recipient, message_id, campaign_id, sending_node, bridge, dedicated_ip, dedupe_key, data, erased_at) ON mailhook.events TO mailhook_worker;
+GRANT UPDATE (response_excerpt) ON mailhook.attempts TO mailhook_worker;
 -- The end of its retention. FOR UPDATE asks for UPDATE of any column.
 GRANT SELECT (id, changed_at), UPDATE (id), DELETE ON mailhook.audit_log TO mailhook_worker;
 GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
@@ -33,6 +37,9 @@ GRANT SELECT (subscription_id, kind, key_id), INSERT, UPDATE (key_id, sealed), D
 GRANT SELECT, DELETE ON mailhook.quarantine TO mailhook_api;
 GRANT SELECT, UPDATE (last_used_at, revoked_at) ON mailhook.api_keys TO mailhook_api;
 GRANT INSERT ON mailhook.audit_log TO mailhook_api;
+-- Whom an erasure is about only workers read.
+GRANT INSERT (account_id, pattern, is_dry_run), SELECT (id, account_id, is_dry_run, state, phase, scanned_count, outbox_count, event_count, delivery_count,
+  attempt_count, dead_letter_count, quarantine_count, dedupe_key_count, test_delivery_count, created_at, ended_at) ON mailhook.erasures TO mailhook_api;
 -- A quarantined event goes back to the outbox.
 GRANT INSERT ON mailhook.outbox TO mailhook_api;
 
@@ -45,14 +52,15 @@ BEGIN
     SELECT p.oid FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
       AND p.proname IN ('installation_code', 'event_id', 'uuid7', 'address_of', 'is_readable', 'event_type_ancestors', 'is_about', 'in_flight_remainder',
-        'in_flight_share', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by')
+        'in_flight_share', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by', 'keep_event')
   LOOP
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO mailhook_worker, mailhook_api', signature);
   END LOOP;
 END
 $$;
 -- +goose StatementEnd
-GRANT EXECUTE ON FUNCTION mailhook.create_partition(text, date), mailhook.detach_day(date), mailhook.count_day(date, integer), mailhook.drop_attempts(date)
+GRANT EXECUTE ON FUNCTION mailhook.create_partition(text, date), mailhook.detach_day(date), mailhook.count_day(date, integer), mailhook.drop_attempts(date),
+  mailhook.mentions(text, text, text, text, text, json), mailhook.erase_detached(uuid, integer)
   TO mailhook_worker;
 
 -- +goose Down

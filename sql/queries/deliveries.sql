@@ -189,11 +189,11 @@ SELECT EXISTS (
 )::boolean;
 
 -- GetRetryTarget answers whether a delivery could be made for an event and a subscription: the state of the
--- subscription, empty when it is gone, and whether the event is still there.
+-- subscription, empty when it is gone, and whether the event is still there, which it then is until commit.
 -- name: GetRetryTarget :one
 SELECT
   coalesce((SELECT s.status FROM mailhook.subscriptions AS s WHERE s.id = @subscription_id AND s.deleted_at IS NULL), '')::text AS subscription_status,
-  EXISTS (SELECT FROM mailhook.events AS e WHERE e.inserted_at = @event_inserted_at AND e.id = @event_id)::boolean AS event_exists;
+  mailhook.keep_event(@event_inserted_at::timestamptz, @event_id::bigint)::boolean AS event_exists;
 
 -- InsertRetry makes a new delivery of an event, due now.
 -- name: InsertRetry :one

@@ -48,13 +48,18 @@ WHERE q.inserted_at = @inserted_at
   AND q.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR coalesce(nullif(q.account_id, ''), 'default') = sqlc.narg('account_id')::text);
 
--- ReleaseQuarantined puts an event back into the outbox, as the host wrote it and under the same id, in one statement.
+-- ReleaseQuarantined puts an event back into the outbox, as the host wrote it and under the same id, in one statement. Not
+-- while an erasure runs: it has looked through the outbox already.
 -- name: ReleaseQuarantined :execrows
 WITH released AS (
   DELETE FROM mailhook.quarantine AS q
   WHERE q.inserted_at = @inserted_at
     AND q.id = @id
     AND (sqlc.narg('account_id')::text IS NULL OR coalesce(nullif(q.account_id, ''), 'default') = sqlc.narg('account_id')::text)
+    AND (
+      SELECT r.id FROM mailhook.erasures AS r
+      WHERE r.state = 'running' AND (r.account_id IS NULL OR r.account_id = coalesce(nullif(q.account_id, ''), 'default'))
+      LIMIT 1) IS NULL
   RETURNING q.*
 )
 INSERT INTO mailhook.outbox (id, inserted_at, account_id, event_type, occurred_at, recipient, message_id, campaign_id,

@@ -16,6 +16,7 @@ WHERE s.id = @subscription_id
   AND e.inserted_at < @until
   AND e.dispatched_at >= @since AND e.dispatched_at < @until
   AND e.duplicate_of IS NULL
+  AND e.erased_at IS NULL
   AND mailhook.event_type_ancestors(e.event_type) && s.event_types
   AND (sqlc.narg('event_types')::text[] IS NULL OR mailhook.event_type_ancestors(e.event_type) && sqlc.narg('event_types')::text[])
   AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))

@@ -1,0 +1,322 @@
+package worker
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"mailhook/cmd/receiver"
+	"mailhook/db"
+	"mailhook/db/dbtest"
+)
+
+// A dry run counts what an erasure then does, and changes nothing.
+func TestADryRunErasesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.fillErasable(t, 300)
+	q, pattern := db.New(b.Pool), patternOf(t, canary)
+	id, err := q.CreateErasure(t.Context(), db.CreateErasureParams{Pattern: pattern, IsDryRun: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		var text []string
+		for _, table := range []string{"outbox", "events", "deliveries", "attempts", "dead_letters", "quarantine", "dedupe_keys", "test_deliveries"} {
+			text = append(text, dbtest.QueryOne[string](t, b.DB, "SELECT coalesce(md5(string_agg(x::text, '' ORDER BY x::text)), '') FROM mailhook."+table+" AS x"))
+		}
+		return strings.Join(text, " ")
+	}
+	before := state()
+	dry := b.stepThrough(t, id)
+	if after := state(); after != before {
+		t.Errorf("a dry run changed something:\n%s\n%s", before, after)
+	}
+	wet := b.stepThrough(t, b.ask(t, canary, ""))
+	if after := state(); after == before || wet.EventCount == 0 {
+		t.Error("the erasure changed nothing")
+	}
+	counts := func(r db.GetErasureRow) [8]int64 {
+		return [8]int64{r.OutboxCount, r.EventCount, r.DeliveryCount, r.AttemptCount, r.DeadLetterCount, r.QuarantineCount, r.DedupeKeyCount, r.TestDeliveryCount}
+	}
+	if counts(dry) != counts(wet) {
+		t.Errorf("the dry run counted %v, the erasure %v", counts(dry), counts(wet))
+	}
+}
+
+// An account's erasure touches no other account's rows.
+func TestAnErasureOfAnAccount(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.fillErasable(t, 300)
+	b.Exec(t, "UPDATE mailhook.outbox SET account_id = 'a' || id % 2")
+	b.Exec(t, "UPDATE mailhook.quarantine SET account_id = 'a' || (-id) % 2")
+	b.Exec(t, "INSERT INTO mailhook.subscriptions (account_id, url, event_types) VALUES ('a0', 'https://a.example', '{email}'), ('a1', 'https://a.example', '{email}')")
+	b.Exec(t, "INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type, response_excerpt) SELECT id, account_id, 'email', $1 FROM mailhook.subscriptions", []byte(canary))
+	others := func() string {
+		return dbtest.QueryOne[string](t, b.DB, `
+			SELECT md5(string_agg(x, '' ORDER BY x)) FROM (
+				SELECT o::text FROM mailhook.outbox AS o WHERE account_id = 'a1'
+				UNION ALL SELECT q::text FROM mailhook.quarantine AS q WHERE account_id = 'a1'
+				UNION ALL SELECT e::text FROM mailhook.events AS e WHERE account_id = 'a1'
+				UNION ALL SELECT k::text FROM mailhook.dedupe_keys AS k WHERE account_id = 'a1'
+				UNION ALL SELECT d::text FROM mailhook.deliveries AS d WHERE account_id = 'a1'
+				UNION ALL SELECT l::text FROM mailhook.dead_letters AS l WHERE account_id = 'a1'
+				UNION ALL SELECT a::text FROM mailhook.attempts AS a WHERE account_id = 'a1'
+				UNION ALL SELECT t::text FROM mailhook.test_deliveries AS t JOIN mailhook.subscriptions AS s ON s.id = t.subscription_id WHERE s.account_id = 'a1'
+			) AS all_of_it (x)`)
+	}
+	before := others()
+	row := b.stepThrough(t, b.ask(t, canary, "a0"))
+	if after := others(); after != before {
+		t.Error("another account's rows have changed")
+	}
+	if row.OutboxCount != 50 || row.EventCount != 50 || row.DeliveryCount != 50 || row.DeadLetterCount != 50 || row.QuarantineCount != 50 || row.DedupeKeyCount != 50 || row.AttemptCount != 100 || row.TestDeliveryCount != 1 {
+		t.Errorf("%+v", row)
+	}
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.events AS e WHERE account_id = 'a0' AND e::text ~* 'canary'"); n != 0 {
+		t.Errorf("%d events are left", n)
+	}
+}
+
+// A day that is being counted is no partition of events any more: it is looked through all the same, and its counts stay.
+func TestADetachedDayIsErased(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	days := dbtest.QueryOne[[]string](t, b.DB, `SELECT array_agg(to_char(current_date - ago, 'YYYY-MM-DD') ORDER BY ago DESC) FROM unnest('{40,41,42}'::int[]) AS ago`)
+	for i, at := range days {
+		b.Exec(t, "SELECT mailhook.create_partition('events', $1::text::date)", at)
+		b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, data)
+			SELECT $1::text::date + n * interval '1 second', $2::int * 1000 + n, 'a', 'email.sent', now(), now(), CASE WHEN n % 3 = 0 THEN $3 ELSE 'other@kept.example' END, '{}'
+			FROM generate_series(1, 300) AS n`, at, i, canary)
+		if needed := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.detach_day($1::text::date)", at); needed != "" {
+			t.Fatal(needed)
+		}
+	}
+	// One is counted in part, one is dropped in the middle.
+	b.Exec(t, "SELECT mailhook.count_day($1::text::date, 100)", days[0])
+	id := b.ask(t, canary, "")
+	e := b.eraser(t)
+	dropped := false
+	for b.erasure(t, id).State != "done" {
+		e.rows = 40
+		if _, err := e.Step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if row := b.erasure(t, id); row.Phase == "detached_days" && row.EventCount > 0 && !dropped {
+			dropped = true
+			b.Exec(t, "SELECT mailhook.count_day($1::text::date, 1000)", days[2])
+		}
+	}
+	if row := b.erasure(t, id); row.EventCount != 200 {
+		t.Errorf("%d events erased, not those of two days", row.EventCount)
+	}
+	if found := traces(b.Dump(t)); len(found) > 0 {
+		t.Errorf("%d traces are left: %s", len(found), found[0])
+	}
+	for _, at := range days[:2] {
+		b.Exec(t, "SELECT mailhook.count_day($1::text::date, 1000)", at)
+	}
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT sum(n)::bigint FROM mailhook.event_counts"); n != 900 {
+		t.Errorf("%d of 900 events counted", n)
+	}
+}
+
+// Beside an erasure the host goes on, workers deliver, and replays and retries make deliveries of what is being erased. Each
+// of the others' events comes; of what was erased nothing is left that could be sent.
+func TestErasingBesideTraffic(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var mu sync.Mutex
+	got := map[string]bool{}
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		mu.Lock()
+		defer mu.Unlock()
+		got[r.Path+" "+r.ID] = true
+		if r.Path == "/dead" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		fmt.Fprintf(w, "echo %s", r.Body)
+	})
+	b.subscribe(t, "/ok", "email")
+	dead := b.subscribe(t, "/dead", "email", "retry_schedule = '{10ms}'", "max_in_flight = 200")
+	b.Exec(t, "UPDATE mailhook.installation SET circuit_failures = 1000000")
+	b.run(t, b.config())
+	insert := func(n int, who string) {
+		b.Exec(t, emitMany, n, who)
+	}
+	insert(400, canary)
+	insert(400, "other@kept.example")
+	dbtest.Eventually(t, "dead letters", func() bool {
+		return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.dead_letters") == 800
+	})
+	began := dbtest.QueryOne[time.Time](t, b.DB, "SELECT now()")
+	stop := make(chan struct{})
+	var traffic sync.WaitGroup
+	sent := 400
+	traffic.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				insert(20, "other@kept.example")
+				sent += 20
+				dbtest.Eventually(t, "dispatched", func() bool {
+					return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.outbox") == 0
+				})
+			}
+		}
+	})
+	// Replays of all that is dead and of all there was, over and over, as the API and the workers make them.
+	traffic.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+					VALUES ($1, 'default', '2000-01-01', $3, $2, 1000, 1)`, dead, []string{"all", "exhausted"}[rand.IntN(2)], began)
+				dbtest.Eventually(t, "the replay ends", func() bool {
+					return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.replays WHERE state = 'running'") == 0
+				})
+			}
+		}
+	})
+	traffic.Go(func() { b.retryAgainAndAgain(t, stop) })
+	id := b.ask(t, canary, "")
+	row := b.erased(t, id)
+	close(stop)
+	traffic.Wait()
+	if row.EventCount != 400 {
+		t.Errorf("%d events erased", row.EventCount)
+	}
+	if n := dbtest.QueryOne[int64](t, b.DB, `SELECT count(*) FROM mailhook.events AS e WHERE e.erased_at IS NOT NULL AND (
+			EXISTS (SELECT FROM mailhook.deliveries AS d WHERE (d.event_inserted_at, d.event_id) = (e.inserted_at, e.id))
+			OR EXISTS (SELECT FROM mailhook.dead_letters AS d WHERE (d.event_inserted_at, d.event_id) = (e.inserted_at, e.id)))`); n != 0 {
+		t.Errorf("%d erased events have deliveries", n)
+	}
+	b.settled(t)
+	if found := traces(b.Dump(t)); len(found) > 0 {
+		t.Errorf("%d traces are left: %s", len(found), found[0])
+	}
+	ids := dbtest.QueryOne[[]string](t, b.DB, "SELECT array_agg(mailhook.event_id(inserted_at, id)) FROM mailhook.events WHERE recipient = 'other@kept.example'")
+	if len(ids) != sent {
+		t.Errorf("%d events of the others are logged, %d were written", len(ids), sent)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, event := range ids {
+		if !got["/ok "+event] || !got["/dead "+event] {
+			t.Fatalf("%s has not come", event)
+		}
+	}
+	t.Logf("%d events beside it, %d deliveries and %d dead letters cancelled", sent, row.DeliveryCount, row.DeadLetterCount)
+}
+
+const emitMany = "INSERT INTO mailhook.outbox (event_type, recipient, data) SELECT 'email.sent', $2, json_build_object('to', $2::text) FROM generate_series(1, $1::int)"
+
+// retryAgainAndAgain makes new deliveries of the canary's events, in a transaction as the API has it.
+func (b *bundle) retryAgainAndAgain(t *testing.T, stop chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		err := pgx.BeginFunc(t.Context(), b.Pool, func(tx pgx.Tx) error {
+			q := db.New(tx)
+			var p db.InsertRetryParams
+			var letter [16]byte
+			err := tx.QueryRow(t.Context(), `SELECT id, subscription_id, account_id, event_inserted_at, event_id, event_type FROM mailhook.dead_letters
+				WHERE (event_inserted_at, event_id) IN (SELECT inserted_at, id FROM mailhook.events WHERE recipient = $1) OFFSET $2 LIMIT 1`, canary, rand.IntN(100)).
+				Scan(&letter, &p.SubscriptionID, &p.AccountID, &p.EventInsertedAt, &p.EventID, &p.EventType)
+			if err != nil {
+				return err
+			}
+			target, err := q.GetRetryTarget(t.Context(), db.GetRetryTargetParams{SubscriptionID: p.SubscriptionID, EventInsertedAt: p.EventInsertedAt, EventID: p.EventID})
+			if err != nil || !target.EventExists {
+				return err
+			}
+			if _, err := q.InsertRetry(t.Context(), p); err != nil {
+				return err
+			}
+			return q.DeleteDeadLetter(t.Context(), letter)
+		})
+		if err != nil && err != pgx.ErrNoRows { //nolint:errorlint // pgx answers it bare
+			t.Error(err)
+			return
+		}
+	}
+}
+
+// What an erasure reads, it reads by ranges of a key, and what it changes it finds by one.
+func TestPlansOfErasing(t *testing.T) {
+	t.Parallel()
+	const analyze = "VACUUM ANALYZE"
+	for state, fill := range map[string][]string{
+		"never analysed": {"rows"}, "analysed empty and then filled": {analyze, "rows"}, "full and analysed": {"rows", analyze},
+	} {
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			for _, sql := range fill {
+				if sql == "rows" {
+					b.fillErasable(t, 6000)
+				} else {
+					b.Exec(t, sql)
+				}
+			}
+			for name, plan := range b.plansOfErasing(t) {
+				forbid(t, name, plan, "outbox", "events", "events_default", "quarantine", "dedupe_keys", "deliveries", "dead_letters", "attempts", "attempts_default", "test_deliveries", "erasures")
+				probes(t, name, plan)
+			}
+		})
+	}
+}
+
+func (b *bundle) plansOfErasing(t *testing.T) map[string]string {
+	t.Helper()
+	pool, err := db.Open(t.Context(), b.URL, db.Role{Name: "plans", IndexOnly: true, StatementTimeout: callTimeout, MaxConns: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	e := &execExplainer{explainer{Pool: pool.Pool}}
+	q := db.New(e)
+	plans := map[string]string{}
+	account := "a1"
+	for _, of := range []*string{nil, &account} {
+		for name, run := range map[string]func(){
+			"outbox":          func() { q.FindInOutbox(t.Context(), db.FindInOutboxParams{AccountID: of, MaxRows: 1000}) },
+			"erase outbox":    func() { q.EraseFromOutbox(t.Context(), db.EraseFromOutboxParams{IDs: []int64{1, 2}}) },
+			"quarantine":      func() { q.FindInQuarantine(t.Context(), db.FindInQuarantineParams{AccountID: of, MaxRows: 1000}) },
+			"from quarantine": func() { q.EraseFromQuarantine(t.Context(), db.EraseFromQuarantineParams{}) },
+			"dedupe keys":     func() { q.EraseDedupeKeys(t.Context(), db.EraseDedupeKeysParams{AccountID: of, MaxRows: 1000}) },
+			"events":          func() { q.FindInEvents(t.Context(), db.FindInEventsParams{AccountID: of, MaxRows: 1000}) },
+			"erase events":    func() { q.EraseEvents(t.Context(), db.EraseEventsParams{}) },
+			"deliveries":      func() { q.CancelErasedDeliveries(t.Context(), db.CancelErasedDeliveriesParams{}) },
+			"dead letters":    func() { q.EraseDeadLetters(t.Context(), db.EraseDeadLettersParams{}) },
+			"count":           func() { q.CountOfEvents(t.Context(), db.CountOfEventsParams{}) },
+			"attempts":        func() { q.EraseAttempts(t.Context(), db.EraseAttemptsParams{AccountID: of, MaxRows: 1000}) },
+			"test sends":      func() { q.EraseTestDeliveries(t.Context(), db.EraseTestDeliveriesParams{AccountID: of}) },
+			"bounds":          func() { q.ErasureBounds(t.Context()) },
+			"drop":            func() { q.DropErasures(t.Context(), db.DropErasuresParams{MaxRows: 1000}) },
+		} {
+			e.plan = ""
+			run() // the explainer answers no row
+			if e.plan == "" {
+				t.Fatalf("no plan of %s", name)
+			}
+			plans[name+" "+strconv.FormatBool(of != nil)] = e.plan
+		}
+	}
+	return plans
+}
