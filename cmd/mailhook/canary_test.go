@@ -255,7 +255,7 @@ type anyMap = map[string]any
 func (h *haunt) subscribe(t *testing.T) {
 	t.Helper()
 	for i, outcome := range h.outcomes() {
-		auth := anyMap{"type": "basic", "username": "canary", "password": canaryPassword}
+		auth := anyMap{"type": "basic", "username": "haunt", "password": canaryPassword}
 		if i%2 == 0 {
 			auth = anyMap{"type": "bearer", "token": canaryToken}
 		}
