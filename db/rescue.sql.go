@@ -15,7 +15,7 @@ const beat = `-- name: Beat :one
 UPDATE mailhook.workers AS w
 SET heartbeat = w.heartbeat + 1, seen_at = clock_timestamp()
 WHERE w.id = $1
-  AND coalesce((SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = ANY (w.key_ids), true)
+  AND (SELECT i.secret_key_id IS NULL OR i.secret_key_id = ANY (w.key_ids) FROM mailhook.installation AS i WHERE i.singleton)
 RETURNING w.heartbeat
 `
 

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -244,11 +245,21 @@ func (s *server) recoverPanics(next http.Handler) http.Handler {
 			if reason == http.ErrAbortHandler { //nolint:errorlint // the value itself, by its documentation
 				panic(reason)
 			}
-			s.config.Logger.ErrorContext(r.Context(), "api handler panicked", "reason", fmt.Sprint(reason), "stack", string(debug.Stack()))
+			s.config.Logger.ErrorContext(r.Context(), "api handler panicked", "reason", panicReason(reason), "stack", string(debug.Stack()))
 			writeProblem(w, fail(codeInternal, "mailhook failed; its log says why"))
 		}()
 		next.ServeHTTP(w, r)
 	})
+}
+
+// panicReason is what of a panic may be logged. Go's own errors tell of types and numbers; any other value may have been made
+// of what a customer sent, so its type and the stack must do.
+func panicReason(reason any) string {
+	var known runtime.Error
+	if err, ok := reason.(error); ok && errors.As(err, &known) {
+		return known.Error()
+	}
+	return fmt.Sprintf("a panic with a %T", reason)
 }
 
 // answerUnknown answers what no route takes: 405 where the path has routes for other methods, else 404.

@@ -3,7 +3,9 @@ package httpapi
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -236,6 +238,28 @@ func TestWhatIsToldAboutABadRequestIsBounded(t *testing.T) {
 	for _, text := range []string{body.String() + `"x":1`, `"` + strings.Repeat("é", 400_000) + `":1`} {
 		if r := b.send(t, b.acme, "POST", "/v1/subscriptions", "{"+text+"}"); r.status != 422 || len(r.text) > 5000 {
 			t.Errorf("%d, %d bytes", r.status, len(r.text))
+		}
+	}
+}
+
+// What a panic was made of may be what a customer sent: its type is logged, and where it happened.
+func TestAPanicTellsNoSecrets(t *testing.T) {
+	t.Parallel()
+	const canary = "canary-in-a-panic"
+	for name, fail := range map[string]func(){
+		"an error":  func() { panic(fmt.Errorf("cannot store %s", canary)) },
+		"a text":    func() { panic("cannot store " + canary) },
+		"a struct":  func() { panic(struct{ Token string }{canary}) },
+		"Go's own":  func() { _ = []string{canary}[len(canary)] },
+		"a wrapped": func() { panic(fmt.Errorf("%s: %w", canary, &Problem{Detail: canary})) },
+	} {
+		logs := &safeBuffer{}
+		s := &server{config: Config{Logger: slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))}}
+		answer, request := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/v1/subscriptions?token="+canary, strings.NewReader(canary))
+		request.Header.Set("Authorization", "Bearer "+canary)
+		s.recoverPanics(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { fail() })).ServeHTTP(answer, request)
+		if text := logs.String(); answer.Code != 500 || !strings.Contains(text, "server_test.go") || strings.Contains(text+answer.Body.String(), canary) {
+			t.Errorf("%s: %d %s\n%s", name, answer.Code, answer.Body, text)
 		}
 	}
 }

@@ -17,7 +17,7 @@ FROM allowed;
 UPDATE mailhook.workers AS w
 SET heartbeat = w.heartbeat + 1, seen_at = clock_timestamp()
 WHERE w.id = @id
-  AND coalesce((SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = ANY (w.key_ids), true)
+  AND (SELECT i.secret_key_id IS NULL OR i.secret_key_id = ANY (w.key_ids) FROM mailhook.installation AS i WHERE i.singleton)
 RETURNING w.heartbeat;
 
 -- ListHeartbeats is what a rescuer compares with what it saw before, and for how long each has been silent by the
