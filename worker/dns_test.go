@@ -57,10 +57,15 @@ func serveDNS(t *testing.T, answer func(name string, before int) dnsAnswer) *dns
 	return s
 }
 
-// resolver asks this server, whatever the machine is set up with.
+// resolver asks this server, whatever the machine is set up with. A question that nobody waits for any more ends at once:
+// net would wait for its answer, and the test would leave that goroutine behind.
 func (s *dnsServer) resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "udp", s.conn.LocalAddr().String())
+		conn, err := (&net.Dialer{}).DialContext(ctx, "udp", s.conn.LocalAddr().String())
+		if err == nil {
+			context.AfterFunc(ctx, func() { conn.Close() })
+		}
+		return conn, err
 	}}
 }
 
