@@ -25,6 +25,7 @@ type bundle struct {
 	client            *http.Client
 	admin, acme, evil string // keys
 	logs              *safeBuffer
+	keyring           *db.Keyring
 }
 
 // safeBuffer is a log that handlers write while the test reads.
@@ -60,6 +61,7 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.keyring = keyring
 	config := DefaultConfig()
 	config.Pool, config.Keyring = &db.Pool{Pool: b.Pool}, keyring
 	config.NoWorkerAfter, config.TestWait = 300*time.Millisecond, time.Second
