@@ -27,6 +27,7 @@ type bundle struct {
 	client            *http.Client
 	admin, acme, evil string // keys
 	logs              *safeBuffer
+	keyring           *db.Keyring
 }
 
 // safeBuffer is a log that handlers write while the test reads.
@@ -62,6 +63,7 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.keyring = keyring
 	config := DefaultConfig()
 	config.Keyring = keyring
 	if config.Pool, err = db.Open(t.Context(), b.As("mailhook_api"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10}); err != nil {

