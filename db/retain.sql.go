@@ -18,8 +18,7 @@ WHERE l.id = ANY (ARRAY(
   SELECT x.id FROM mailhook.audit_log AS x
   WHERE x.changed_at < statement_timestamp() - $1::interval
   ORDER BY x.changed_at
-  LIMIT $2::int
-  FOR UPDATE SKIP LOCKED))
+  LIMIT $2::int))
 `
 
 type DropAuditLogParams struct {
@@ -27,7 +26,8 @@ type DropAuditLogParams struct {
 	MaxRows int32
 }
 
-// DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call.
+// DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call. Without FOR UPDATE, which would
+// take the right to change them: nobody else locks a line.
 func (q *Queries) DropAuditLog(ctx context.Context, arg DropAuditLogParams) (int64, error) {
 	result, err := q.db.Exec(ctx, dropAuditLog, arg.MaxAge, arg.MaxRows)
 	if err != nil {

@@ -50,15 +50,15 @@ WHERE t.id = ANY (ARRAY(
   LIMIT @max_rows::int
   FOR UPDATE SKIP LOCKED));
 
--- DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call.
+-- DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call. Without FOR UPDATE, which would
+-- take the right to change them: nobody else locks a line.
 -- name: DropAuditLog :execrows
 DELETE FROM mailhook.audit_log AS l
 WHERE l.id = ANY (ARRAY(
   SELECT x.id FROM mailhook.audit_log AS x
   WHERE x.changed_at < statement_timestamp() - @max_age::interval
   ORDER BY x.changed_at
-  LIMIT @max_rows::int
-  FOR UPDATE SKIP LOCKED));
+  LIMIT @max_rows::int));
 
 -- DropReplays removes replays that ended longer ago than @max_age, at most @max_rows a call.
 -- name: DropReplays :execrows
