@@ -320,3 +320,36 @@ func (b *bundle) plansOfErasing(t *testing.T) map[string]string {
 	}
 	return plans
 }
+
+// What the host has written and not committed is covered: an erasure looks at nothing before those transactions end.
+func TestAnErasureWaitsForTheHost(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	host, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Rollback(t.Context())
+	if _, err := host.Exec(t.Context(), emitMany, 10, canary); err != nil {
+		t.Fatal(err)
+	}
+	id := b.ask(t, canary, "")
+	e := b.eraser(t)
+	if n, err := e.Step(t.Context()); err != nil || !n.Turned {
+		t.Fatal(n, err)
+	}
+	for range 10 {
+		if n, err := e.Step(t.Context()); err != nil || n != (Erased{}) {
+			t.Fatal(n, err)
+		}
+	}
+	if phase := b.erasure(t, id).Phase; phase != "waiting" {
+		t.Fatalf("it is at %s", phase)
+	}
+	if err := host.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if row := b.stepThrough(t, id); row.OutboxCount != 10 {
+		t.Errorf("%d of 10 erased", row.OutboxCount)
+	}
+}

@@ -212,6 +212,8 @@ func TestErasing(t *testing.T) {
 	b.pushThrough(t)
 	b.holdOff(t)
 	b.Exec(t, "INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type, leased_by, ended_at, response_excerpt) SELECT id, account_id, 'email.sent', id, now(), $1 FROM mailhook.subscriptions LIMIT 1", []byte("to "+canary+"\x00\xff"))
+	// The key of an event that is past its retention.
+	b.Exec(t, "INSERT INTO mailhook.dedupe_keys (account_id, dedupe_key, event_inserted_at, event_id) VALUES ('default', $1, now() - interval '20 days', 1)", "for "+canary)
 	b.Exec(t, "ANALYZE")
 	host, err := b.Pool.Begin(t.Context())
 	if err != nil {
@@ -233,7 +235,7 @@ func TestErasing(t *testing.T) {
 	row := b.erased(t, id)
 	for what, n := range map[string][2]int64{
 		"outbox": {row.OutboxCount, 3}, "events": {row.EventCount, 9}, "deliveries": {row.DeliveryCount, 3}, "dead letters": {row.DeadLetterCount, 1},
-		"quarantine": {row.QuarantineCount, 2}, "dedupe keys": {row.DedupeKeyCount, 2}, "test deliveries": {row.TestDeliveryCount, 1},
+		"quarantine": {row.QuarantineCount, 2}, "dedupe keys": {row.DedupeKeyCount, 3}, "test deliveries": {row.TestDeliveryCount, 1},
 		// Three successes, two attempts that failed, and the first one of the pending delivery.
 		"attempts": {row.AttemptCount, 6},
 	} {

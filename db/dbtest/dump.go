@@ -27,7 +27,7 @@ func (d *DB) Dump(t testing.TB) string {
 	if err != nil {
 		return text.String() // the server is another machine's
 	}
-	cmd := osexec.CommandContext(t.Context(), filepath.Join(bin, "pg_dump"), d.URL)
+	cmd := osexec.CommandContext(t.Context(), filepath.Join(bin, "pg_dump"), d.URL) //nolint:gosec // the binary beside the test server's
 	cmd.Env = append(os.Environ(), "PGOPTIONS=-c bytea_output=escape")
 	dump, err := cmd.Output()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
