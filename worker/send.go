@@ -18,10 +18,10 @@ type client struct {
 }
 
 func newClient(cfg Config) *client {
-	return &client{
+	c := &client{
 		transport: &http.Transport{
 			// No proxy from the environment: it would dial for us, past the check of the address.
-			DialContext:            newDialer(cfg.AllowCIDR).DialContext,
+			DialContext:            dialWithinAttempt(newDialer(cfg.AllowCIDR).DialContext),
 			TLSHandshakeTimeout:    10 * time.Second,
 			MaxIdleConns:           cfg.MaxInFlight,
 			MaxIdleConnsPerHost:    cfg.MaxInFlight,
@@ -33,6 +33,9 @@ func newClient(cfg Config) *client {
 		excerptBytes: cfg.ExcerptBytes,
 		insecure:     cfg.AllowInsecureHTTP,
 	}
+	// HTTP/1.1 only: with a dial of our own net/http does not offer h2, in which one answer could hold up another.
+	c.transport.DialTLSContext = c.dialTLS
+	return c
 }
 
 func (c *client) close() { c.transport.CloseIdleConnections() }
