@@ -188,6 +188,7 @@ func metricsHandler(registry *prometheus.Registry) http.Handler {
 func serveHTTP(ctx context.Context, log *slog.Logger, listener net.Listener, handler http.Handler) error {
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	log.Info("listening", "address", listener.Addr().String())
 	stopped := make(chan error, 1)
