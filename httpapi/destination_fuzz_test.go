@@ -1,0 +1,108 @@
+package httpapi
+
+import (
+	"bufio"
+	"bytes"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// FuzzURL: what is accepted means one thing, the same to everybody who reads it, and leads nowhere near us by itself.
+func FuzzURL(f *testing.F) {
+	for _, text := range []string{
+		"https://example.com/hook?a=b", "http://example.com", "https://127.0.0.1/", "https://127.1/", "https://2130706433/", "https://0x7f.1/", "https://0177.0.0.1/",
+		"https://[::1]/", "https://[::ffff:10.0.0.1]/", "https://[fe80::1%25eth0]/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/", "https://[2001::1]/",
+		"https://①②⑦.⓪.⓪.①/", "https://127。0。0。1/", "https://local\u00adhost/", "https://localhost./", "https://a.localhost", "https://user:pass@example.com/", "https://example.com:0/",
+		"https://example.com:/", "https://example.com:65536", "https://example.com/#x", "https:example.com", "https:///x", "//example.com", "https://exa mple.com", "https://example.com/\r\nX: y",
+		"https://169.254.169.254/latest", "https://example.com%2f@evil/", "https://xn--nxasmq6b/", "HTTPS://EXAMPLE.COM", "https://example.com\\@127.0.0.1/", "https://0/", "https://1.2.3.4.5/",
+	} {
+		f.Add(text)
+	}
+	config := DefaultConfig()
+	// What inet_aton reads as an address: one to four numbers.
+	number := regexp.MustCompile(`^(0[xX][0-9a-fA-F]*|[0-9]+)$`)
+	f.Fuzz(func(t *testing.T, text string) {
+		if config.checkURL(text) != nil {
+			return
+		}
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
+			t.Fatalf("%q is accepted: %+v, %v", text, u, err)
+		}
+		again, err := url.Parse(u.String())
+		if err != nil || again.Host != u.Host || again.Hostname() != u.Hostname() || again.Port() != u.Port() || again.RequestURI() != u.RequestURI() {
+			t.Fatalf("%q means %+v, and written again %+v, %v", text, u, again, err)
+		}
+		host := u.Hostname()
+		if strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || strings.ContainsAny(host, `/\@%`) {
+			t.Fatalf("%q has the host %q", text, host)
+		}
+		if addr, err := netip.ParseAddr(host); err == nil {
+			if addr = addr.Unmap(); !addr.IsGlobalUnicast() || addr.IsPrivate() {
+				t.Fatalf("%q is accepted, and leads to %v", text, addr)
+			}
+			return
+		}
+		labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+		if last := labels[len(labels)-1]; number.MatchString(last) || strings.EqualFold(last, "localhost") {
+			t.Fatalf("%q is accepted, and %q may be read as an address", text, host)
+		}
+		request, err := http.NewRequest(http.MethodPost, text, nil)
+		if err != nil {
+			t.Fatalf("%q is accepted, and no request can be made of it: %v", text, err)
+		}
+		var wire bytes.Buffer
+		if err := request.Write(&wire); err != nil {
+			t.Fatalf("%q is accepted, and cannot be written: %v", text, err)
+		}
+		read, err := http.ReadRequest(bufio.NewReader(&wire))
+		if err != nil || read.Host != u.Host || wire.Len() != 0 {
+			t.Fatalf("%q is read by its receiver as %+v, %v", text, read, err)
+		}
+	})
+}
+
+// FuzzHeaders: what is accepted is one line of the request, and none of ours.
+func FuzzHeaders(f *testing.F) {
+	for _, c := range [][2]string{
+		{"Authorization", "Bearer x"}, {"X-A", "b\r\nX-C: d"}, {"X-A\r\nHost", "b"}, {"Host", "x"}, {"content-length", "0"}, {"X-A ", "b"}, {"X:A", "b"}, {"", ""}, {"X-A", " b"},
+		{"X-A", "\x00"}, {"X-A", "é"}, {"X-É", "b"}, {"Transfer-Encoding", "chunked"}, {"webhook-id", "x"}, {"WEBHOOK-SIGNATURE", "v1,x"}, {"X-A", "\u2028"}, {"X-A", "\u0085"}, {"X-A", "\u00a0b"},
+	} {
+		f.Add(c[0], c[1])
+	}
+	f.Fuzz(func(t *testing.T, name, value string) {
+		if len(checkHeaders("channel.headers", map[string]string{name: value})) > 0 {
+			return
+		}
+		request, _ := http.NewRequest(http.MethodPost, "https://example.com/", strings.NewReader("{}"))
+		request.Header.Set(name, value) // as the worker does
+		var wire bytes.Buffer
+		if err := request.Write(&wire); err != nil {
+			t.Fatalf("%q: %q is accepted, and cannot be sent: %v", name, value, err)
+		}
+		lines := strings.Split(wire.String(), "\r\n")
+		found := 0
+		for _, line := range lines {
+			if line == http.CanonicalHeaderKey(name)+": "+value {
+				found++
+			}
+		}
+		// The request line, Host, User-Agent, Content-Length, the header, and an empty line before the body.
+		if found != 1 || len(lines) != 7 {
+			t.Fatalf("%q: %q is sent as %q", name, value, wire.String())
+		}
+		read, err := http.ReadRequest(bufio.NewReader(&wire))
+		if err != nil || read.Header.Get(name) != value || read.Host != "example.com" || read.ContentLength != 2 {
+			t.Fatalf("%q: %q is read as %+v, %v", name, value, read, err)
+		}
+		for _, ours := range []string{"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature", "X-Signature", "Content-Type", "Cookie"} {
+			if read.Header.Get(ours) != "" {
+				t.Fatalf("%q sets %s", name, ours)
+			}
+		}
+	})
+}
