@@ -25,6 +25,7 @@ type behaviour struct {
 	delay   time.Duration // before the answer
 	flaky   float64       // the share of requests that get 503 instead
 	manner  manner
+	proper  float64       // the share of requests that are answered properly, whatever the manner
 	perTurn []behaviour // the nth request of an event gets the nth of these, and those after them the last
 }
 
@@ -36,6 +37,15 @@ const (
 	blackholed        // takes the request and never answers
 	dripping          // a header line, byte by byte, without end
 	resetting         // ends the connection
+
+	// Those of scenario_hostile.go.
+	endlessHeader
+	drippingBody
+	endlessBody
+	heldHeader
+	endlessInterim
+	endlessStream
+	endlessTrailers
 )
 
 // A receipt is one request in the ledger, written before it is answered; one that is not to be answered, when it came.
@@ -170,6 +180,9 @@ func (r *receivers) behaviour(s *subscription, key int64) behaviour {
 	if b.flaky > 0 && r.random.Float64() < b.flaky {
 		b.status = http.StatusServiceUnavailable
 	}
+	if b.proper > 0 && r.random.Float64() < b.proper {
+		b.manner = properly
+	}
 	if b.status == 0 {
 		b.status = http.StatusOK
 	}
@@ -196,19 +209,8 @@ func (r *receivers) misbehave(w http.ResponseWriter, m manner) {
 	}
 	stop := context.AfterFunc(r.ended, func() { conn.Close() }) //nolint:errcheck // ours
 	defer stop()
-	if m == dripping {
-		go drip(conn)
-	}
+	go answerHostile(conn, m)
 	io.Copy(io.Discard, conn) //nolint:errcheck // until it ends
-}
-
-func drip(conn net.Conn) {
-	for text := "HTTP/1.1 200 OK\r\nX-Endless: "; ; text = "a" {
-		if _, err := io.WriteString(conn, text); err != nil {
-			return
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
 }
 
 // verify holds a request against the secrets that the subscription has or had within the grace.
