@@ -16,6 +16,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"mailhook/db/dbtest"
 	"mailhook/sql"
 )
 
@@ -116,6 +117,7 @@ func TestListenIsInert(t *testing.T) {
 
 func TestErrorsAreInert(t *testing.T) {
 	t.Parallel()
+	d := dbtest.New(t)
 	for _, text := range hostileTexts() {
 		if strings.Contains(text, "\x00") || len(text) > 100_000 {
 			continue // no argument can be this
@@ -127,6 +129,12 @@ func TestErrorsAreInert(t *testing.T) {
 			}
 			shownInert(t, "an error of "+args[0], stderr, 1)
 		}
+		// The server's own words quote what it was asked for.
+		_, stderr, code := mailhook(t, []string{"MAILHOOK_DATABASE_URL=" + dbtest.WithDatabase(d.URL, text)}, "status")
+		if code != 1 {
+			t.Errorf("exit %d with the database %q", code, text)
+		}
+		shownInert(t, "an error of the server", stderr, 1)
 	}
 }
 
