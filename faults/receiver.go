@@ -25,7 +25,7 @@ type behaviour struct {
 	delay   time.Duration // before the answer
 	flaky   float64       // the share of requests that get 503 instead
 	manner  manner
-	proper  float64       // the share of requests that are answered properly, whatever the manner
+	proper  float64     // the share of requests that are answered properly, whatever the manner
 	perTurn []behaviour // the nth request of an event gets the nth of these, and those after them the last
 }
 
