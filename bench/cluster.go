@@ -179,7 +179,7 @@ func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, m market) e
 	for i := range n {
 		id := uuid.Must(uuid.NewV7())
 		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32), then, then}
-		secrets[i] = []any{id, c.ring.KeyID(), c.ring.Seal(id, []byte(secret))}
+		secrets[i] = []any{id, c.ring.First().ID, c.ring.First().Seal(db.SealedSecret, id, []byte(secret))}
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscriptions"},
 		[]string{"id", "account_id", "url", "event_types", "max_in_flight", "created_at", "updated_at"}, pgx.CopyFromRows(subscriptions)); err != nil {

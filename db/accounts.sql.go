@@ -25,6 +25,7 @@ func (q *Queries) DeleteAccountRow(ctx context.Context, id string) (int64, error
 const getAccount = `-- name: GetAccount :one
 SELECT coalesce(a.status, 'active')::text AS status,
   a.subscription_limit,
+  coalesce(a.allow_insecure_http, false)::boolean AS allow_insecure_http,
   (SELECT count(*) FROM mailhook.subscriptions AS s WHERE s.account_id = given.id AND s.deleted_at IS NULL)::bigint AS subscription_count
 FROM (SELECT $1::text AS id) AS given
 LEFT JOIN mailhook.accounts AS a ON a.id = given.id
@@ -33,6 +34,7 @@ LEFT JOIN mailhook.accounts AS a ON a.id = given.id
 type GetAccountRow struct {
 	Status            string
 	SubscriptionLimit *int32
+	AllowInsecureHTTP bool
 	SubscriptionCount int64
 }
 
@@ -41,7 +43,12 @@ type GetAccountRow struct {
 func (q *Queries) GetAccount(ctx context.Context, id string) (GetAccountRow, error) {
 	row := q.db.QueryRow(ctx, getAccount, id)
 	var i GetAccountRow
-	err := row.Scan(&i.Status, &i.SubscriptionLimit, &i.SubscriptionCount)
+	err := row.Scan(
+		&i.Status,
+		&i.SubscriptionLimit,
+		&i.AllowInsecureHTTP,
+		&i.SubscriptionCount,
+	)
 	return i, err
 }
 
@@ -57,20 +64,27 @@ func (q *Queries) LockAccount(ctx context.Context, id string) error {
 }
 
 const putAccount = `-- name: PutAccount :exec
-INSERT INTO mailhook.accounts (id, status, subscription_limit)
-VALUES ($1, $2, $3)
+INSERT INTO mailhook.accounts (id, status, subscription_limit, allow_insecure_http)
+VALUES ($1, $2, $3, $4)
 ON CONFLICT (id) DO UPDATE
-SET status = excluded.status, subscription_limit = excluded.subscription_limit, updated_at = clock_timestamp()
+SET status = excluded.status, subscription_limit = excluded.subscription_limit, allow_insecure_http = excluded.allow_insecure_http,
+  updated_at = clock_timestamp()
 `
 
 type PutAccountParams struct {
 	ID                string
 	Status            string
 	SubscriptionLimit *int32
+	AllowInsecureHTTP bool
 }
 
 // PutAccount sets the settings of an account.
 func (q *Queries) PutAccount(ctx context.Context, arg PutAccountParams) error {
-	_, err := q.db.Exec(ctx, putAccount, arg.ID, arg.Status, arg.SubscriptionLimit)
+	_, err := q.db.Exec(ctx, putAccount,
+		arg.ID,
+		arg.Status,
+		arg.SubscriptionLimit,
+		arg.AllowInsecureHTTP,
+	)
 	return err
 }

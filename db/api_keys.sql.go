@@ -7,46 +7,177 @@ package db
 
 import (
 	"context"
+	"time"
+
+	"github.com/google/uuid"
 )
 
-const deleteAPIKeysOfAccount = `-- name: DeleteAPIKeysOfAccount :execrows
-DELETE FROM mailhook.api_keys WHERE account_id = $1::text
+const findAPIKey = `-- name: FindAPIKey :one
+SELECT k.id, k.account_id, k.scope,
+  (k.revoked_at IS NOT NULL)::boolean AS is_revoked,
+  coalesce(k.expires_at <= statement_timestamp(), false)::boolean AS is_expired
+FROM mailhook.api_keys AS k
+WHERE k.key_hash = $1
 `
 
-// DeleteAPIKeysOfAccount ends every key of an account.
-func (q *Queries) DeleteAPIKeysOfAccount(ctx context.Context, accountID string) (int64, error) {
-	result, err := q.db.Exec(ctx, deleteAPIKeysOfAccount, accountID)
+type FindAPIKeyRow struct {
+	ID        uuid.UUID
+	AccountID *string
+	Scope     string
+	IsRevoked bool
+	IsExpired bool
+}
+
+// FindAPIKey answers whose a key is, by its hash, and whether it has ended; no row for a key that never was. The row is
+// looked up by the hash itself: how long that takes tells how far a hash agrees with a stored one, and nobody can choose the
+// hash of what he sends.
+func (q *Queries) FindAPIKey(ctx context.Context, keyHash []byte) (FindAPIKeyRow, error) {
+	row := q.db.QueryRow(ctx, findAPIKey, keyHash)
+	var i FindAPIKeyRow
+	err := row.Scan(
+		&i.ID,
+		&i.AccountID,
+		&i.Scope,
+		&i.IsRevoked,
+		&i.IsExpired,
+	)
+	return i, err
+}
+
+const insertAPIKey = `-- name: InsertAPIKey :one
+INSERT INTO mailhook.api_keys (key_hash, account_id, name, scope, expires_at)
+VALUES ($1, $2, $3, $4,
+  CASE WHEN $5::interval > interval '0' THEN statement_timestamp() + $5::interval END)
+RETURNING id, expires_at
+`
+
+type InsertAPIKeyParams struct {
+	KeyHash   []byte
+	AccountID *string
+	Name      string
+	Scope     string
+	Lifetime  time.Duration
+}
+
+type InsertAPIKeyRow struct {
+	ID        uuid.UUID
+	ExpiresAt *time.Time
+}
+
+// InsertAPIKey makes a key known by its hash; without an account it is an admin key, without a lifetime it does not expire.
+func (q *Queries) InsertAPIKey(ctx context.Context, arg InsertAPIKeyParams) (InsertAPIKeyRow, error) {
+	row := q.db.QueryRow(ctx, insertAPIKey,
+		arg.KeyHash,
+		arg.AccountID,
+		arg.Name,
+		arg.Scope,
+		arg.Lifetime,
+	)
+	var i InsertAPIKeyRow
+	err := row.Scan(&i.ID, &i.ExpiresAt)
+	return i, err
+}
+
+const listAPIKeys = `-- name: ListAPIKeys :many
+SELECT k.id, k.name, k.account_id, k.scope, k.created_at, k.last_used_at, k.expires_at, k.revoked_at,
+  CASE
+    WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+    WHEN k.expires_at <= statement_timestamp() THEN 'expired'
+    ELSE 'active'
+  END::text AS state
+FROM mailhook.api_keys AS k
+WHERE $1::text IS NULL OR k.account_id = $1::text
+ORDER BY k.id DESC
+`
+
+type ListAPIKeysRow struct {
+	ID         uuid.UUID
+	Name       string
+	AccountID  *string
+	Scope      string
+	CreatedAt  time.Time
+	LastUsedAt *time.Time
+	ExpiresAt  *time.Time
+	RevokedAt  *time.Time
+	State      string
+}
+
+// ListAPIKeys answers the keys of one account or, without @account_id, all, newest first. Never their hashes.
+func (q *Queries) ListAPIKeys(ctx context.Context, accountID *string) ([]ListAPIKeysRow, error) {
+	rows, err := q.db.Query(ctx, listAPIKeys, accountID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListAPIKeysRow{}
+	for rows.Next() {
+		var i ListAPIKeysRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.AccountID,
+			&i.Scope,
+			&i.CreatedAt,
+			&i.LastUsedAt,
+			&i.ExpiresAt,
+			&i.RevokedAt,
+			&i.State,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const revokeAPIKey = `-- name: RevokeAPIKey :one
+UPDATE mailhook.api_keys AS k
+SET revoked_at = coalesce(k.revoked_at, statement_timestamp())
+WHERE k.id = $1
+RETURNING k.account_id, k.name, (k.revoked_at < statement_timestamp())::boolean AS was_revoked
+`
+
+type RevokeAPIKeyRow struct {
+	AccountID  *string
+	Name       string
+	WasRevoked bool
+}
+
+// RevokeAPIKey ends a key; one that was revoked before keeps its time. No row: there is no such key.
+func (q *Queries) RevokeAPIKey(ctx context.Context, id uuid.UUID) (RevokeAPIKeyRow, error) {
+	row := q.db.QueryRow(ctx, revokeAPIKey, id)
+	var i RevokeAPIKeyRow
+	err := row.Scan(&i.AccountID, &i.Name, &i.WasRevoked)
+	return i, err
+}
+
+const revokeAPIKeysOfAccount = `-- name: RevokeAPIKeysOfAccount :execrows
+UPDATE mailhook.api_keys AS k
+SET revoked_at = statement_timestamp()
+WHERE k.account_id = $1::text AND k.revoked_at IS NULL
+`
+
+// RevokeAPIKeysOfAccount ends every key of an account.
+func (q *Queries) RevokeAPIKeysOfAccount(ctx context.Context, accountID string) (int64, error) {
+	result, err := q.db.Exec(ctx, revokeAPIKeysOfAccount, accountID)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
 }
 
-const findAPIKey = `-- name: FindAPIKey :one
-SELECT k.account_id FROM mailhook.api_keys AS k WHERE k.key_hash = $1
+const touchAPIKey = `-- name: TouchAPIKey :exec
+UPDATE mailhook.api_keys AS k
+SET last_used_at = statement_timestamp()
+WHERE k.id = $1
+  AND (k.last_used_at IS NULL OR k.last_used_at < statement_timestamp() - interval '1 minute')
 `
 
-// FindAPIKey answers whom a key may act for: the account of the key with this hash, NULL for an admin key, no row for
-// a key that does not exist.
-func (q *Queries) FindAPIKey(ctx context.Context, keyHash []byte) (*string, error) {
-	row := q.db.QueryRow(ctx, findAPIKey, keyHash)
-	var account_id *string
-	err := row.Scan(&account_id)
-	return account_id, err
-}
-
-const insertAPIKey = `-- name: InsertAPIKey :exec
-INSERT INTO mailhook.api_keys (key_hash, account_id)
-VALUES ($1, $2)
-`
-
-type InsertAPIKeyParams struct {
-	KeyHash   []byte
-	AccountID *string
-}
-
-// InsertAPIKey makes a key known by its hash; without an account it is an admin key.
-func (q *Queries) InsertAPIKey(ctx context.Context, arg InsertAPIKeyParams) error {
-	_, err := q.db.Exec(ctx, insertAPIKey, arg.KeyHash, arg.AccountID)
+// TouchAPIKey notes that a key was used, at most once a minute.
+func (q *Queries) TouchAPIKey(ctx context.Context, id uuid.UUID) error {
+	_, err := q.db.Exec(ctx, touchAPIKey, id)
 	return err
 }

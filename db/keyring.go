@@ -10,26 +10,65 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 )
 
-// A Keyring seals what customers trust us with, signing secrets and custom headers, under the operator's
-// master key: AES-256-GCM, a random nonce before the ciphertext, the subscription id as associated data, so
-// that a sealed value is of no use in another row.
-type Keyring struct {
-	keyID string
-	aead  cipher.AEAD
-}
+// What a sealed value is: part of its associated data, and the kind of subscription_credentials.
+const (
+	// SealedSecret is a signing secret.
+	SealedSecret = "secret"
+	// SealedHeaders are custom headers: a JSON object of name to value.
+	SealedHeaders = "headers"
+	// SealedAuth is the value of the Authorization header that channel.auth makes.
+	SealedAuth = "auth"
+)
 
-// ErrUnknownKey is the error of a value that another master key sealed.
+// ErrUnknownKey is the error of a value that another master key sealed, and of an installation that seals with another.
 var ErrUnknownKey = errors.New("sealed with a master key that this process does not have")
 
-// NewKeyring takes a master key of 32 bytes in base64, as in MAILHOOK_SECRET_KEY.
+// A Keyring is the operator's master keys: all of them open, and the one that mailhook.installation names seals.
+type Keyring struct{ keys []*MasterKey }
+
+// A MasterKey seals what customers trust us with, signing secrets, custom headers and credentials: AES-256-GCM, a random
+// nonce before the ciphertext, and what it is and the subscription id as associated data, so that a sealed value is of no
+// use in another place.
+type MasterKey struct {
+	// ID names the key without telling it: what the key_id columns hold.
+	ID   string
+	aead cipher.AEAD
+}
+
+// NewKeyring takes master keys of 32 bytes in base64, with commas or line ends between them, as in MAILHOOK_SECRET_KEY.
 func NewKeyring(encoded string) (*Keyring, error) {
+	k := &Keyring{}
+	texts := strings.FieldsFunc(encoded, func(r rune) bool { return r == ',' || r == '\n' || r == '\r' || r == ' ' || r == '\t' })
+	for i, text := range texts {
+		key, err := newMasterKey(text)
+		if err == nil && k.Find(key.ID) != nil {
+			err = errors.New("it is there twice")
+		}
+		if err != nil && len(texts) > 1 {
+			err = fmt.Errorf("key %d of %d: %w", i+1, len(texts), err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		k.keys = append(k.keys, key)
+	}
+	if len(k.keys) == 0 {
+		return nil, errNotAKey
+	}
+	return k, nil
+}
+
+var errNotAKey = errors.New("the master key must be 32 bytes in base64: make one with openssl rand -base64 32")
+
+func newMasterKey(encoded string) (*MasterKey, error) {
 	key, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil || len(key) != 32 {
-		return nil, errors.New("the master key must be 32 bytes in base64: make one with openssl rand -base64 32")
+		return nil, errNotAKey
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -40,7 +79,7 @@ func NewKeyring(encoded string) (*Keyring, error) {
 		return nil, fmt.Errorf("set up cipher: %w", err)
 	}
 	sum := sha256.Sum256(key)
-	return &Keyring{hex.EncodeToString(sum[:4]), aead}, nil
+	return &MasterKey{hex.EncodeToString(sum[:4]), aead}, nil
 }
 
 // NewMasterKey is a fresh key in the form that NewKeyring takes.
@@ -50,41 +89,91 @@ func NewMasterKey() string {
 	return base64.StdEncoding.EncodeToString(key)
 }
 
-// KeyID names the master key without telling it: what the key_id columns hold.
-func (k *Keyring) KeyID() string { return k.keyID }
+// First is the key that was given first: a new installation seals with it, and rotation goes to it.
+func (k *Keyring) First() *MasterKey { return k.keys[0] }
 
-// Check refuses a master key that is not the one this installation's secrets are sealed with. The first process that
-// ever starts decides which that is.
-func (k *Keyring) Check(ctx context.Context, q *Queries) error {
-	current, err := q.ClaimMasterKey(ctx, k.keyID)
-	if err != nil {
-		return fmt.Errorf("check the master key: %w", err)
-	}
-	if current != k.keyID {
-		return fmt.Errorf("MAILHOOK_SECRET_KEY is not the key that this installation's secrets are sealed with (that one has the id %s, yours %s): start with the right one", current, k.keyID)
+// Find is the key with an id, or nil.
+func (k *Keyring) Find(id string) *MasterKey {
+	for _, key := range k.keys {
+		if key.ID == id {
+			return key
+		}
 	}
 	return nil
 }
 
-// Seal encrypts plain for one subscription.
-func (k *Keyring) Seal(subscription uuid.UUID, plain []byte) []byte {
-	nonce := make([]byte, k.aead.NonceSize(), k.aead.NonceSize()+len(plain)+k.aead.Overhead())
-	rand.Read(nonce)
-	return k.aead.Seal(nonce, nonce, plain, subscription[:])
+// IDs names all keys, in the order given.
+func (k *Keyring) IDs() []string {
+	ids := make([]string, len(k.keys))
+	for i, key := range k.keys {
+		ids[i] = key.ID
+	}
+	return ids
 }
 
-// Open decrypts what Seal made for the same subscription. Its errors never hold any of the content.
-func (k *Keyring) Open(subscription uuid.UUID, keyID string, sealed []byte) ([]byte, error) {
-	if keyID != k.keyID {
+// Check refuses to go on without the key that this installation seals with. The first process that ever starts makes its
+// first key that one. It only reads where there is one already.
+func (k *Keyring) Check(ctx context.Context, q *Queries) error {
+	current, err := q.GetMasterKeyID(ctx)
+	if err == nil && current == "" {
+		if err = q.ClaimMasterKey(ctx, k.First().ID); err == nil {
+			current, err = q.GetMasterKeyID(ctx)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("check the master key: %w", err)
+	}
+	if k.Find(current) == nil {
+		return k.lacks(current)
+	}
+	return nil
+}
+
+// lacks is the error of a process that cannot seal for this installation.
+func (k *Keyring) lacks(id string) error {
+	return fmt.Errorf("MAILHOOK_SECRET_KEY lacks the master key %s, with which this installation seals secrets (it has %s): add that key: %w",
+		id, strings.Join(k.IDs(), ", "), ErrUnknownKey)
+}
+
+// Current is the key to seal with, inside of a transaction that stores what it seals: until that ends, the installation's
+// key stays the same. It fails with ErrUnknownKey in a process that lacks the key.
+func (k *Keyring) Current(ctx context.Context, q *Queries) (*MasterKey, error) {
+	id, err := q.HoldMasterKey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("hold the master key: %w", err)
+	}
+	key := k.Find(id)
+	if key == nil {
+		return nil, k.lacks(id)
+	}
+	return key, nil
+}
+
+// Seal encrypts plain, which is of a kind, for one subscription.
+func (m *MasterKey) Seal(kind string, subscription uuid.UUID, plain []byte) []byte {
+	nonce := make([]byte, m.aead.NonceSize(), m.aead.NonceSize()+len(plain)+m.aead.Overhead())
+	rand.Read(nonce)
+	return m.aead.Seal(nonce, nonce, plain, associated(kind, subscription))
+}
+
+// Open decrypts what Seal made of the same kind for the same subscription. Its errors never hold any of the content.
+func (k *Keyring) Open(kind string, subscription uuid.UUID, keyID string, sealed []byte) ([]byte, error) {
+	key := k.Find(keyID)
+	if key == nil {
 		return nil, ErrUnknownKey
 	}
-	if len(sealed) < k.aead.NonceSize() {
+	size := key.aead.NonceSize()
+	if len(sealed) < size {
 		return nil, errors.New("sealed value is too short")
 	}
-	nonce, ciphertext := sealed[:k.aead.NonceSize()], sealed[k.aead.NonceSize():]
-	plain, err := k.aead.Open(nil, nonce, ciphertext, subscription[:])
+	plain, err := key.aead.Open(nil, sealed[:size], sealed[size:], associated(kind, subscription))
 	if err != nil {
-		return nil, errors.New("sealed value does not open with this key and subscription")
+		return nil, errors.New("sealed value does not open with this key, kind and subscription")
 	}
 	return plain, nil
+}
+
+// associated ends with the 16 bytes of the id, so no two pairs have the same.
+func associated(kind string, subscription uuid.UUID) []byte {
+	return append([]byte(kind+"\x00"), subscription[:]...)
 }

@@ -70,10 +70,10 @@ type Subscription struct {
 	StatusReason *string
 	ChannelType  string
 	URL          string
-	HeaderNames  []string
-	// Custom headers, encrypted like secrets: they carry credentials. A JSON object of name to value.
-	HeadersSealed []byte
-	HeadersKeyID  *string
+	// The custom headers; their values are in subscription_credentials. Without those no request is made.
+	HeaderNames []string
+	// What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.
+	AuthType *string
 	// Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.
 	EventTypes []string
 	// Any of these values, in lower case; empty is no filter. Several filters: all of them.

@@ -77,6 +77,16 @@ func (q *Queries) DetachDay(ctx context.Context, day pgtype.Date) (string, error
 	return column_1, err
 }
 
+const dropAttempts = `-- name: DropAttempts :exec
+SELECT mailhook.drop_attempts($1::date)
+`
+
+// DropAttempts drops the attempts of a day.
+func (q *Queries) DropAttempts(ctx context.Context, day pgtype.Date) error {
+	_, err := q.db.Exec(ctx, dropAttempts, day)
+	return err
+}
+
 const dropDefaultAttempts = `-- name: DropDefaultAttempts :one
 WITH dropped AS (
   DELETE FROM mailhook.attempts_default AS a

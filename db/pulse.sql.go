@@ -12,20 +12,6 @@ import (
 	"github.com/google/uuid"
 )
 
-const claimMasterKey = `-- name: ClaimMasterKey :one
-UPDATE mailhook.installation AS i
-SET secret_key_id = coalesce(i.secret_key_id, $1::text)
-RETURNING i.secret_key_id::text
-`
-
-// ClaimMasterKey makes a master key that of the installation if it has none yet, and answers which it has.
-func (q *Queries) ClaimMasterKey(ctx context.Context, keyID string) (string, error) {
-	row := q.db.QueryRow(ctx, claimMasterKey, keyID)
-	var i_secret_key_id string
-	err := row.Scan(&i_secret_key_id)
-	return i_secret_key_id, err
-}
-
 const listChangedSubscriptions = `-- name: ListChangedSubscriptions :many
 SELECT s.id, s.version, false AS by_account
 FROM mailhook.subscriptions AS s
@@ -69,13 +55,18 @@ func (q *Queries) ListChangedSubscriptions(ctx context.Context, since time.Time)
 }
 
 const loadSubscriptions = `-- name: LoadSubscriptions :many
-SELECT s.id, s.account_id, s.version, s.url, s.format, s.headers_sealed, s.headers_key_id,
+SELECT s.id, s.account_id, s.version, s.url, s.format,
+  (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
   s.max_in_flight, s.rate_limit_per_second,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
   (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,
+  coalesce((SELECT a.allow_insecure_http FROM mailhook.accounts AS a WHERE a.id = s.account_id), false)::boolean AS allows_http,
   coalesce(k.key_ids, '{}')::text[] AS secret_key_ids,
   coalesce(k.sealed, '{}')::bytea[] AS secrets_sealed,
+  coalesce(c.kinds, '{}')::text[] AS credential_kinds,
+  coalesce(c.key_ids, '{}')::text[] AS credential_key_ids,
+  coalesce(c.sealed, '{}')::bytea[] AS credentials_sealed,
   -- To be read again then: secrets expire.
   coalesce(k.next_expiry, clock_timestamp() + interval '1 hour')::timestamptz AS reload_at,
   clock_timestamp()::timestamptz AS now
@@ -87,6 +78,11 @@ LEFT JOIN LATERAL (
   FROM mailhook.subscription_secrets AS x
   WHERE x.subscription_id = s.id AND (x.expires_at IS NULL OR x.expires_at > clock_timestamp())
 ) AS k ON true
+LEFT JOIN LATERAL (
+  SELECT array_agg(y.kind) AS kinds, array_agg(y.key_id) AS key_ids, array_agg(y.sealed) AS sealed
+  FROM mailhook.subscription_credentials AS y
+  WHERE y.subscription_id = s.id
+) AS c ON true
 WHERE s.id = ANY ($1::uuid[])
 `
 
@@ -96,20 +92,25 @@ type LoadSubscriptionsRow struct {
 	Version            int64
 	URL                string
 	Format             string
-	HeadersSealed      []byte
-	HeadersKeyID       *string
+	HasHeaders         bool
+	HasAuth            bool
 	TimeoutMS          int64
 	MaxInFlight        int32
 	RateLimitPerSecond *float64
 	Exists             bool
 	MayStart           bool
+	AllowsHTTP         bool
 	SecretKeyIDs       []string
 	SecretsSealed      [][]byte
+	CredentialKinds    []string
+	CredentialKeyIDs   []string
+	CredentialsSealed  [][]byte
 	ReloadAt           time.Time
 	Now                time.Time
 }
 
-// LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first.
+// LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first; credentials come
+// sealed, by kind.
 func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]LoadSubscriptionsRow, error) {
 	rows, err := q.db.Query(ctx, loadSubscriptions, ids)
 	if err != nil {
@@ -125,15 +126,19 @@ func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]Loa
 			&i.Version,
 			&i.URL,
 			&i.Format,
-			&i.HeadersSealed,
-			&i.HeadersKeyID,
+			&i.HasHeaders,
+			&i.HasAuth,
 			&i.TimeoutMS,
 			&i.MaxInFlight,
 			&i.RateLimitPerSecond,
 			&i.Exists,
 			&i.MayStart,
+			&i.AllowsHTTP,
 			&i.SecretKeyIDs,
 			&i.SecretsSealed,
+			&i.CredentialKinds,
+			&i.CredentialKeyIDs,
+			&i.CredentialsSealed,
 			&i.ReloadAt,
 			&i.Now,
 		); err != nil {

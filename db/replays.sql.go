@@ -17,7 +17,7 @@ UPDATE mailhook.replays AS r
 SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 `
 
 type CancelReplayParams struct {
@@ -37,6 +37,7 @@ type CancelReplayRow struct {
 	EventTypes     []string
 	RatePerSecond  float64
 	CreatedAt      time.Time
+	AccountID      string
 }
 
 // CancelReplay stops a replay that runs, and leaves another as it is. What it has released is delivered.
@@ -55,6 +56,7 @@ func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Can
 		&i.EventTypes,
 		&i.RatePerSecond,
 		&i.CreatedAt,
+		&i.AccountID,
 	)
 	return i, err
 }
@@ -131,7 +133,7 @@ func (q *Queries) CountExhaustedToReplay(ctx context.Context, arg CountExhausted
 const createReplay = `-- name: CreateReplay :one
 INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
 VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 `
 
 type CreateReplayParams struct {
@@ -157,6 +159,7 @@ type CreateReplayRow struct {
 	EventTypes     []string
 	RatePerSecond  float64
 	CreatedAt      time.Time
+	AccountID      string
 }
 
 // CreateReplay starts a replay; the workers do it.
@@ -184,12 +187,13 @@ func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Cre
 		&i.EventTypes,
 		&i.RatePerSecond,
 		&i.CreatedAt,
+		&i.AccountID,
 	)
 	return i, err
 }
 
 const getReplay = `-- name: GetReplay :one
-SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
+SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 FROM mailhook.replays AS r
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
@@ -212,6 +216,7 @@ type GetReplayRow struct {
 	EventTypes     []string
 	RatePerSecond  float64
 	CreatedAt      time.Time
+	AccountID      string
 }
 
 // GetReplay finds a replay of one account or, without @account_id, of any.
@@ -230,6 +235,7 @@ func (q *Queries) GetReplay(ctx context.Context, arg GetReplayParams) (GetReplay
 		&i.EventTypes,
 		&i.RatePerSecond,
 		&i.CreatedAt,
+		&i.AccountID,
 	)
 	return i, err
 }

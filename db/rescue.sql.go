@@ -15,10 +15,12 @@ const beat = `-- name: Beat :one
 UPDATE mailhook.workers AS w
 SET heartbeat = w.heartbeat + 1, seen_at = clock_timestamp()
 WHERE w.id = $1
+  AND coalesce((SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = ANY (w.key_ids), true)
 RETURNING w.heartbeat
 `
 
-// Beat raises the heartbeat of a worker. No row: it has been rescued, and needs a new identity.
+// Beat raises the heartbeat of a worker. No row: it has been rescued and needs a new identity, or it slept through a rotation
+// and lacks the master key: without a heartbeat it sends nothing.
 func (q *Queries) Beat(ctx context.Context, id uuid.UUID) (int64, error) {
 	row := q.db.QueryRow(ctx, beat, id)
 	var heartbeat int64
@@ -115,9 +117,16 @@ func (q *Queries) ListLeaseHolders(ctx context.Context) ([]uuid.UUID, error) {
 	return items, nil
 }
 
-const registerWorker = `-- name: RegisterWorker :exec
-INSERT INTO mailhook.workers (id, hostname, pid, version)
-VALUES ($1, $2, $3, $4)
+const registerWorker = `-- name: RegisterWorker :execrows
+WITH allowed AS (
+  SELECT i.singleton
+  FROM mailhook.installation AS i
+  WHERE i.secret_key_id IS NULL OR i.secret_key_id = ANY ($5::text[])
+  FOR SHARE
+)
+INSERT INTO mailhook.workers (id, hostname, pid, version, key_ids)
+SELECT $1, $2, $3, $4, $5::text[]
+FROM allowed
 `
 
 type RegisterWorkerParams struct {
@@ -125,17 +134,23 @@ type RegisterWorkerParams struct {
 	Hostname string
 	Pid      int32
 	Version  string
+	KeyIDs   []string
 }
 
-// RegisterWorker makes a worker known; its leases count from then on.
-func (q *Queries) RegisterWorker(ctx context.Context, arg RegisterWorkerParams) error {
-	_, err := q.db.Exec(ctx, registerWorker,
+// RegisterWorker makes a worker known; its leases count from then on. No row: it lacks the master key that the installation
+// seals with. The lock makes a rotation wait, which then sees this worker, or this wait for the rotation.
+func (q *Queries) RegisterWorker(ctx context.Context, arg RegisterWorkerParams) (int64, error) {
+	result, err := q.db.Exec(ctx, registerWorker,
 		arg.ID,
 		arg.Hostname,
 		arg.Pid,
 		arg.Version,
+		arg.KeyIDs,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const removeWorker = `-- name: RemoveWorker :exec

@@ -12,6 +12,30 @@ import (
 	"github.com/google/uuid"
 )
 
+const dropAuditLog = `-- name: DropAuditLog :execrows
+DELETE FROM mailhook.audit_log AS l
+WHERE l.id = ANY (ARRAY(
+  SELECT x.id FROM mailhook.audit_log AS x
+  WHERE x.changed_at < statement_timestamp() - $1::interval
+  ORDER BY x.changed_at
+  LIMIT $2::int
+  FOR UPDATE SKIP LOCKED))
+`
+
+type DropAuditLogParams struct {
+	MaxAge  time.Duration
+	MaxRows int32
+}
+
+// DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call.
+func (q *Queries) DropAuditLog(ctx context.Context, arg DropAuditLogParams) (int64, error) {
+	result, err := q.db.Exec(ctx, dropAuditLog, arg.MaxAge, arg.MaxRows)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const dropDeadLetters = `-- name: DropDeadLetters :execrows
 DELETE FROM mailhook.dead_letters AS l
 WHERE l.id = ANY (ARRAY(

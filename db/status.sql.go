@@ -103,14 +103,20 @@ func (q *Queries) ListWorstSubscriptions(ctx context.Context, maxRows int32) ([]
 	return items, nil
 }
 
-const setDelivery = `-- name: SetDelivery :exec
-UPDATE mailhook.installation SET delivery_enabled = $1
+const setDelivery = `-- name: SetDelivery :one
+WITH locked AS (SELECT i.delivery_enabled FROM mailhook.installation AS i FOR UPDATE)
+UPDATE mailhook.installation AS i
+SET delivery_enabled = $1
+FROM locked AS l
+RETURNING l.delivery_enabled
 `
 
-// SetDelivery switches sending off or on for the whole installation. The host keeps writing.
-func (q *Queries) SetDelivery(ctx context.Context, enabled bool) error {
-	_, err := q.db.Exec(ctx, setDelivery, enabled)
-	return err
+// SetDelivery switches sending off or on for the whole installation, and answers how it was. The host keeps writing.
+func (q *Queries) SetDelivery(ctx context.Context, enabled bool) (bool, error) {
+	row := q.db.QueryRow(ctx, setDelivery, enabled)
+	var delivery_enabled bool
+	err := row.Scan(&delivery_enabled)
+	return delivery_enabled, err
 }
 
 const status = `-- name: Status :one

@@ -13,17 +13,17 @@ import (
 )
 
 const createSubscription = `-- name: CreateSubscription :one
-INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed,
-  headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
+INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
+  event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
   retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[], $9,
-  $10, $11::text[],
-  ARRAY(SELECT lower(given.value) FROM unnest($12::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
-  $13::text[], $14::text[],
-  ARRAY(SELECT host(given.value::inet) FROM unnest($15::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
-  $16, $17, $18::interval[], $19, $20, $21::interval, $22,
-  $23)
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed, headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[],
+  $9, $10::text[],
+  ARRAY(SELECT lower(given.value) FROM unnest($11::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
+  $12::text[], $13::text[],
+  ARRAY(SELECT host(given.value::inet) FROM unnest($14::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
+  $15, $16, $17::interval[], $18, $19, $20::interval, $21,
+  $22)
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
 `
 
 type CreateSubscriptionParams struct {
@@ -35,8 +35,7 @@ type CreateSubscriptionParams struct {
 	ChannelType          string
 	URL                  string
 	HeaderNames          []string
-	HeadersSealed        []byte
-	HeadersKeyID         *string
+	AuthType             *string
 	EventTypes           []string
 	FilterSendingDomain  []string
 	FilterSendingNode    []string
@@ -64,8 +63,7 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		arg.ChannelType,
 		arg.URL,
 		arg.HeaderNames,
-		arg.HeadersSealed,
-		arg.HeadersKeyID,
+		arg.AuthType,
 		arg.EventTypes,
 		arg.FilterSendingDomain,
 		arg.FilterSendingNode,
@@ -90,8 +88,7 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,
@@ -113,11 +110,33 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 	return i, err
 }
 
+const deleteCredentials = `-- name: DeleteCredentials :exec
+DELETE FROM mailhook.subscription_credentials WHERE subscription_id = $1 AND kind = $2
+`
+
+type DeleteCredentialsParams struct {
+	SubscriptionID uuid.UUID
+	Kind           string
+}
+
+// DeleteCredentials removes them.
+func (q *Queries) DeleteCredentials(ctx context.Context, arg DeleteCredentialsParams) error {
+	_, err := q.db.Exec(ctx, deleteCredentials, arg.SubscriptionID, arg.Kind)
+	return err
+}
+
 const deleteSubscription = `-- name: DeleteSubscription :execrows
 WITH wiped AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id
+    AND s.id = $1
+    AND ($2::text IS NULL OR s.account_id = $2::text)
+),
+stripped AS (
+  DELETE FROM mailhook.subscription_credentials AS c
+  USING mailhook.subscriptions AS s
+  WHERE s.id = c.subscription_id
     AND s.id = $1
     AND ($2::text IS NULL OR s.account_id = $2::text)
 ),
@@ -129,7 +148,7 @@ forgotten AS (
     AND ($2::text IS NULL OR s.account_id = $2::text)
 )
 UPDATE mailhook.subscriptions AS s
-SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
+SET deleted_at = clock_timestamp(), header_names = '{}', auth_type = NULL
 WHERE s.id = $1
   AND s.deleted_at IS NULL
   AND ($2::text IS NULL OR s.account_id = $2::text)
@@ -140,8 +159,9 @@ type DeleteSubscriptionParams struct {
 	AccountID *string
 }
 
-// DeleteSubscription marks one subscription as deleted and wipes its secrets, headers and health. It matches
+// DeleteSubscription marks one subscription as deleted and wipes its secrets, credentials and health. It matches
 // nothing from then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
+// The caller has locked it in a statement before this one: a rotation that commits meanwhile would leave its secret here.
 func (q *Queries) DeleteSubscription(ctx context.Context, arg DeleteSubscriptionParams) (int64, error) {
 	result, err := q.db.Exec(ctx, deleteSubscription, arg.ID, arg.AccountID)
 	if err != nil {
@@ -156,13 +176,18 @@ WITH wiped AS (
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id AND s.account_id = $1 AND s.deleted_at IS NULL
 ),
+stripped AS (
+  DELETE FROM mailhook.subscription_credentials AS c
+  USING mailhook.subscriptions AS s
+  WHERE s.id = c.subscription_id AND s.account_id = $1 AND s.deleted_at IS NULL
+),
 forgotten AS (
   DELETE FROM mailhook.subscription_health AS h
   USING mailhook.subscriptions AS s
   WHERE s.id = h.subscription_id AND s.account_id = $1 AND s.deleted_at IS NULL
 )
 UPDATE mailhook.subscriptions AS s
-SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
+SET deleted_at = clock_timestamp(), header_names = '{}', auth_type = NULL
 WHERE s.account_id = $1 AND s.deleted_at IS NULL
 `
 
@@ -207,7 +232,7 @@ func (q *Queries) ExpireSecrets(ctx context.Context, arg ExpireSecretsParams) er
 }
 
 const getSubscription = `-- name: GetSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.headers_sealed, s.headers_key_id, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -232,8 +257,7 @@ func (q *Queries) GetSubscription(ctx context.Context, arg GetSubscriptionParams
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,
@@ -294,7 +318,7 @@ func (q *Queries) IsSubscriptionKnown(ctx context.Context, arg IsSubscriptionKno
 }
 
 const listSubscriptions = `-- name: ListSubscriptions :many
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.headers_sealed, s.headers_key_id, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id < $1
   AND s.deleted_at IS NULL
@@ -328,8 +352,7 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 			&i.ChannelType,
 			&i.URL,
 			&i.HeaderNames,
-			&i.HeadersSealed,
-			&i.HeadersKeyID,
+			&i.AuthType,
 			&i.EventTypes,
 			&i.FilterSendingDomain,
 			&i.FilterSendingNode,
@@ -359,7 +382,7 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 }
 
 const lockSubscription = `-- name: LockSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.headers_sealed, s.headers_key_id, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -385,8 +408,7 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,
@@ -408,6 +430,45 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 	return i, err
 }
 
+const lockSubscriptionsOfAccount = `-- name: LockSubscriptionsOfAccount :exec
+SELECT s.id FROM mailhook.subscriptions AS s
+WHERE s.account_id = $1 AND s.deleted_at IS NULL
+ORDER BY s.id
+FOR UPDATE
+`
+
+// LockSubscriptionsOfAccount makes changes of them wait, in the order of their ids.
+func (q *Queries) LockSubscriptionsOfAccount(ctx context.Context, accountID string) error {
+	_, err := q.db.Exec(ctx, lockSubscriptionsOfAccount, accountID)
+	return err
+}
+
+const putCredentials = `-- name: PutCredentials :exec
+INSERT INTO mailhook.subscription_credentials (subscription_id, kind, key_id, sealed)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (subscription_id, kind) DO UPDATE
+SET key_id = $3, sealed = $4
+`
+
+type PutCredentialsParams struct {
+	SubscriptionID uuid.UUID
+	Kind           string
+	KeyID          string
+	Sealed         []byte
+}
+
+// PutCredentials stores sealed headers or a sealed Authorization in the place of what was there. It reads nothing sealed, not
+// even excluded, which would take the right to read the column.
+func (q *Queries) PutCredentials(ctx context.Context, arg PutCredentialsParams) error {
+	_, err := q.db.Exec(ctx, putCredentials,
+		arg.SubscriptionID,
+		arg.Kind,
+		arg.KeyID,
+		arg.Sealed,
+	)
+	return err
+}
+
 const resetHealth = `-- name: ResetHealth :exec
 DELETE FROM mailhook.subscription_health WHERE subscription_id = $1
 `
@@ -422,7 +483,7 @@ const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
 UPDATE mailhook.subscriptions AS s
 SET status = $1, status_reason = $2
 WHERE s.id = $3
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed, headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
 `
 
 type SetSubscriptionStatusParams struct {
@@ -444,8 +505,7 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,
@@ -468,7 +528,7 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 }
 
 const touchSubscription = `-- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed, headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
 `
 
 // TouchSubscription makes the workers read a subscription again: the trigger raises its version.
@@ -484,8 +544,7 @@ func (q *Queries) TouchSubscription(ctx context.Context, id uuid.UUID) (Subscrip
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,
@@ -509,17 +568,17 @@ func (q *Queries) TouchSubscription(ctx context.Context, id uuid.UUID) (Subscrip
 
 const updateSubscription = `-- name: UpdateSubscription :one
 UPDATE mailhook.subscriptions AS s
-SET name = $1, channel_type = $2, url = $3, header_names = $4::text[], headers_sealed = $5,
-  headers_key_id = $6, event_types = $7::text[],
-  filter_sending_domain = ARRAY(SELECT lower(given.value) FROM unnest($8::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
-  filter_sending_node = $9::text[],
-  filter_bridge = $10::text[],
-  filter_dedicated_ip = ARRAY(SELECT host(given.value::inet) FROM unnest($11::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
-  format = $12, retry_preset = $13, retry_schedule = $14::interval[], retry_jitter = $15,
-  suspend_when_exhausted = $16, timeout = $17::interval, max_in_flight = $18,
-  rate_limit_per_second = $19
-WHERE s.id = $20
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed, headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+SET name = $1, channel_type = $2, url = $3, header_names = $4::text[], auth_type = $5,
+  event_types = $6::text[],
+  filter_sending_domain = ARRAY(SELECT lower(given.value) FROM unnest($7::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
+  filter_sending_node = $8::text[],
+  filter_bridge = $9::text[],
+  filter_dedicated_ip = ARRAY(SELECT host(given.value::inet) FROM unnest($10::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
+  format = $11, retry_preset = $12, retry_schedule = $13::interval[], retry_jitter = $14,
+  suspend_when_exhausted = $15, timeout = $16::interval, max_in_flight = $17,
+  rate_limit_per_second = $18
+WHERE s.id = $19
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
 `
 
 type UpdateSubscriptionParams struct {
@@ -527,8 +586,7 @@ type UpdateSubscriptionParams struct {
 	ChannelType          string
 	URL                  string
 	HeaderNames          []string
-	HeadersSealed        []byte
-	HeadersKeyID         *string
+	AuthType             *string
 	EventTypes           []string
 	FilterSendingDomain  []string
 	FilterSendingNode    []string
@@ -552,8 +610,7 @@ func (q *Queries) UpdateSubscription(ctx context.Context, arg UpdateSubscription
 		arg.ChannelType,
 		arg.URL,
 		arg.HeaderNames,
-		arg.HeadersSealed,
-		arg.HeadersKeyID,
+		arg.AuthType,
 		arg.EventTypes,
 		arg.FilterSendingDomain,
 		arg.FilterSendingNode,
@@ -579,8 +636,7 @@ func (q *Queries) UpdateSubscription(ctx context.Context, arg UpdateSubscription
 		&i.ChannelType,
 		&i.URL,
 		&i.HeaderNames,
-		&i.HeadersSealed,
-		&i.HeadersKeyID,
+		&i.AuthType,
 		&i.EventTypes,
 		&i.FilterSendingDomain,
 		&i.FilterSendingNode,

@@ -9,6 +9,7 @@ import (
 	"context"
 
 	"github.com/google/uuid"
+	"time"
 )
 
 const getTestDelivery = `-- name: GetTestDelivery :one
@@ -43,22 +44,50 @@ func (q *Queries) GetTestDelivery(ctx context.Context, id uuid.UUID) (GetTestDel
 }
 
 const insertTestDelivery = `-- name: InsertTestDelivery :one
-INSERT INTO mailhook.test_deliveries (subscription_id, event_type)
-VALUES ($1, $2)
-RETURNING id
+WITH filling AS (
+  -- The last of those that fill the limit: while it is younger than a minute, there is no room.
+  SELECT t.created_at + interval '1 minute' - statement_timestamp() AS room_in
+  FROM mailhook.test_deliveries AS t
+  WHERE t.account_id = $1::text AND t.created_at > statement_timestamp() - interval '1 minute'
+  ORDER BY t.created_at DESC
+  OFFSET $2::int
+  LIMIT 1
+),
+inserted AS (
+  INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type)
+  SELECT $3::uuid, $1::text, $4::text
+  WHERE NOT EXISTS (SELECT FROM filling)
+  RETURNING id
+)
+SELECT coalesce((SELECT i.id FROM inserted AS i), '00000000-0000-0000-0000-000000000000')::uuid AS id,
+  coalesce((SELECT f.room_in FROM filling AS f), interval '0')::interval AS room_in
 `
 
 type InsertTestDeliveryParams struct {
+	AccountID      string
+	Others         int32
 	SubscriptionID uuid.UUID
 	EventType      string
 }
 
-// InsertTestDelivery asks for a test send. Notify the workers in the same transaction.
-func (q *Queries) InsertTestDelivery(ctx context.Context, arg InsertTestDeliveryParams) (uuid.UUID, error) {
-	row := q.db.QueryRow(ctx, insertTestDelivery, arg.SubscriptionID, arg.EventType)
-	var id uuid.UUID
-	err := row.Scan(&id)
-	return id, err
+type InsertTestDeliveryRow struct {
+	ID     uuid.UUID
+	RoomIn time.Duration
+}
+
+// InsertTestDelivery asks for a test send, unless the account has asked for more than so many others within a minute:
+// then it answers how long until there is room again. Lock the account before, so that no other process counts at the
+// same time, and notify the workers in the same transaction.
+func (q *Queries) InsertTestDelivery(ctx context.Context, arg InsertTestDeliveryParams) (InsertTestDeliveryRow, error) {
+	row := q.db.QueryRow(ctx, insertTestDelivery,
+		arg.AccountID,
+		arg.Others,
+		arg.SubscriptionID,
+		arg.EventType,
+	)
+	var i InsertTestDeliveryRow
+	err := row.Scan(&i.ID, &i.RoomIn)
+	return i, err
 }
 
 const notifyWorkers = `-- name: NotifyWorkers :exec

@@ -315,7 +315,7 @@ func (f *field) subscribe(ctx context.Context, s *subscription) (*subscription, 
 		return nil, err
 	}
 	return s, f.exec(ctx, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)",
-		s.id, f.ring.KeyID(), f.ring.Seal(s.id, []byte(s.secrets[0])))
+		s.id, f.ring.First().ID, f.ring.First().Seal(db.SealedSecret, s.id, []byte(s.secrets[0])))
 }
 
 // everySubscription is those that were ever made.

@@ -64,7 +64,7 @@ type api struct {
 }
 
 func (f *field) startAPI(ctx context.Context) (*api, error) {
-	p, err := f.startProcess(ctx, "api")
+	p, err := f.startProcess(ctx, "api", "--api-rate-limit", "0")
 	if err != nil {
 		return nil, err
 	}

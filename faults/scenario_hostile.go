@@ -31,7 +31,7 @@ func hostileEndpoints() scenario {
 	var calm, hostile []interval
 	var before, during int64
 	return scenario{
-		name: "hostile", what: "10 hostile endpoints beside 10 healthy ones: endless and dripping answers of all kinds", ci: true,
+		name: "hostile", what: "10 hostile endpoints beside 10 healthy ones: endless and dripping answers of all kinds",
 		workers: 2, load: usualLoad(), drain: 3 * time.Minute,
 		market: func(ctx context.Context, f *field) error {
 			for i := range accounts {

@@ -3,30 +3,47 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
 )
 
+const (
+	// useNotedEvery is how exact api_keys.last_used_at is.
+	useNotedEvery = time.Minute
+	// useNotedWithin bounds the statement that writes it.
+	useNotedWithin = 5 * time.Second
+)
+
 // A caller is who asks: an account, or with account nil an admin, who may act for all.
 type caller struct {
-	account *string
+	keyID    uuid.UUID
+	account  *string
+	readOnly bool
 }
 
 type callerKey struct{}
 
-// authenticate finds the caller by the key of the request, or answers 401.
+// authenticate finds the caller by the key of the request, or answers 401; 429 if there were too many; 403 if the key is
+// for reading only and the route is not.
 func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
-	who, err := s.callerOf(ctx.Context(), ctx.Header("Authorization"))
+	who, err := s.callerOf(ctx.Context(), ctx.Header("Authorization"), ctx.RemoteAddr())
+	if err == nil && who.readOnly && ctx.Operation().Method != http.MethodGet {
+		err = fail(codeForbidden, "this key may only read: take one made with --scope write")
+	}
 	if err != nil {
 		_, w := humago.Unwrap(ctx)
 		var problem *Problem
 		errors.As(s.problemOf(ctx.Context(), ctx.Operation().OperationID, err), &problem)
-		if problem.Status == statusOf(codeUnauthorized) {
+		if problem.Status == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 		}
 		writeProblem(w, problem)
@@ -35,17 +52,75 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, callerKey{}, who))
 }
 
-func (s *server) callerOf(ctx context.Context, authorization string) (caller, error) {
+// callerOf finds the caller. A key that has been good here before is counted by itself. For all else the failures are
+// counted by where they come from, and beyond their rate the database is not asked: neither can use up what the other has.
+func (s *server) callerOf(ctx context.Context, authorization, remote string) (caller, error) {
+	key, isKey := bearerKey(authorization)
+	hash, network := keyHash(db.HashAPIKey(key)), networkOf(remote)
+	isKnown := isKey && s.keys.knows(hash)
+	wait, message := s.strangers.mustWait(network), "too many requests without a valid key: wait as long as Retry-After says"
+	if isKnown {
+		wait, message = s.keys.take(hash), "the key is used too often: wait as long as Retry-After says"
+	}
+	if wait > 0 {
+		return caller{}, tooMany(wait, message)
+	}
+	row, err := s.findKey(ctx, isKey, hash)
+	var refused *Problem
+	switch {
+	case errors.As(err, &refused) && !isKnown:
+		s.strangers.take(network)
+		return caller{}, err
+	case err != nil:
+		return caller{}, err
+	case !isKnown:
+		s.keys.take(hash)
+	}
+	s.noteUse(ctx, row.ID, hash)
+	return caller{row.ID, row.AccountID, row.Scope != "write"}, nil
+}
+
+// findKey looks a key up that is still good.
+func (s *server) findKey(ctx context.Context, isKey bool, hash keyHash) (db.FindAPIKeyRow, error) {
+	if !isKey {
+		return db.FindAPIKeyRow{}, fail(codeUnauthorized, "send Authorization: Bearer and a key made by mailhook key create")
+	}
+	row, err := s.queries.FindAPIKey(ctx, hash[:])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return row, fail(codeUnauthorized, "the key is not valid")
+	}
+	if err != nil {
+		return row, fmt.Errorf("find key: %w", err)
+	}
+	noteKey(ctx, row.ID)
+	// Only who has the key learns this.
+	switch {
+	case row.IsRevoked:
+		return row, fail(codeUnauthorized, "the key has been revoked")
+	case row.IsExpired:
+		return row, fail(codeUnauthorized, "the key has expired: make another with mailhook key create")
+	}
+	return row, nil
+}
+
+func bearerKey(authorization string) (key string, ok bool) {
 	scheme, key, _ := strings.Cut(authorization, " ")
 	key = strings.TrimSpace(key)
-	if !strings.EqualFold(scheme, "Bearer") || !strings.HasPrefix(key, db.APIKeyPrefix) {
-		return caller{}, fail(codeUnauthorized, "send Authorization: Bearer and a key made by mailhook key create")
+	return key, strings.EqualFold(scheme, "Bearer") && strings.HasPrefix(key, db.APIKeyPrefix)
+}
+
+// noteUse writes last_used_at beside the request, which neither waits for it nor fails with it.
+func (s *server) noteUse(ctx context.Context, id uuid.UUID, hash keyHash) {
+	if !s.keys.mustNote(hash, useNotedEvery) {
+		return
 	}
-	account, err := s.queries.FindAPIKey(ctx, db.HashAPIKey(key))
-	if errors.Is(err, pgx.ErrNoRows) {
-		return caller{}, fail(codeUnauthorized, "the key is not valid")
-	}
-	return caller{account}, err
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), useNotedWithin)
+	go func() {
+		defer cancel()
+		if err := s.queries.TouchAPIKey(ctx, id); err != nil {
+			s.config.Logger.WarnContext(ctx, "the use of a key is not noted", "key_id", db.FormatID(db.KeyPrefix, id), "error", err)
+		}
+	}()
 }
 
 func callerFrom(ctx context.Context) caller {

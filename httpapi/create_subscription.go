@@ -46,19 +46,24 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		reason := who.reason()
 		row.StatusReason = &reason
 	}
-	found := append(checkText("account_id", *account, maxAccountIDBytes), s.apply(in.Body.SubscriptionInput, &row)...)
+	settings, err := s.queries.GetAccount(ctx, *account)
+	if err != nil {
+		return nil, fmt.Errorf("read account: %w", err)
+	}
+	sealed, found := s.apply(in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
+	found = append(checkText("account_id", *account, maxAccountIDBytes), found...)
 	secret, wrong := secretOf(in.Body.Secret)
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	if row, err = s.insertSubscription(ctx, row, secret); err != nil {
+	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
 		return nil, err
 	}
 	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
 }
 
-// insertSubscription stores a subscription and its secret, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, row db.Subscription, secret string) (db.Subscription, error) {
+// insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
+func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
 	err := s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -75,7 +80,14 @@ func (s *server) insertSubscription(ctx context.Context, row db.Subscription, se
 			return fmt.Errorf("store subscription: %w", err)
 		}
 		row = stored
-		return s.storeSecret(ctx, q, row.ID, secret)
+		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
+			return err
+		}
+		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+			return err
+		}
+		created := subscriptionOf(row)
+		return who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created)
 	})
 	return row, err
 }
@@ -90,8 +102,7 @@ func createParams(row db.Subscription) db.CreateSubscriptionParams {
 		ChannelType:          row.ChannelType,
 		URL:                  row.URL,
 		HeaderNames:          orEmpty(row.HeaderNames),
-		HeadersSealed:        row.HeadersSealed,
-		HeadersKeyID:         row.HeadersKeyID,
+		AuthType:             row.AuthType,
 		EventTypes:           row.EventTypes,
 		FilterSendingDomain:  orEmpty(row.FilterSendingDomain),
 		FilterSendingNode:    orEmpty(row.FilterSendingNode),

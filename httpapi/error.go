@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5"
@@ -21,6 +24,8 @@ type Problem struct {
 	Status int          `json:"status" example:"422"`
 	Detail string       `json:"detail" example:"channel.url: must be an absolute https URL"`
 	Errors []FieldError `json:"errors" nullable:"false" doc:"At least one."`
+
+	retryAfter time.Duration // 0: none is told
 }
 
 // A FieldError is one thing that is wrong with a request.
@@ -38,6 +43,17 @@ func (p *Problem) GetStatus() int { return p.Status }
 
 // ContentType is the media type of RFC 9457.
 func (p *Problem) ContentType(string) string { return "application/problem+json" }
+
+// GetHeaders are what huma answers beside it: Retry-After in whole seconds (RFC 9110, 10.2.3).
+func (p *Problem) GetHeaders() http.Header {
+	if p.retryAfter <= 0 {
+		return nil
+	}
+	return http.Header{"Retry-After": {strconv.Itoa(seconds(p.retryAfter))}}
+}
+
+// seconds are as many as have to be waited for d to be over.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // typeOf is the type that the OpenAPI document describes.
 func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }
@@ -59,6 +75,7 @@ const (
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
 	codeInvalid             = "invalid"
+	codeTooManyRequests     = "too_many_requests"
 	codeInternal            = "internal"
 	codeUnavailable         = "unavailable"
 	codeNoWorker            = "no_worker"
@@ -87,6 +104,8 @@ func statusOf(code string) int {
 		return http.StatusUnsupportedMediaType
 	case codeInvalid:
 		return http.StatusUnprocessableEntity
+	case codeTooManyRequests:
+		return http.StatusTooManyRequests
 	case codeUnavailable:
 		return http.StatusServiceUnavailable
 	case codeNoWorker:
@@ -145,6 +164,8 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return fail(codeUnavailable, "the request was given up")
 	case errors.As(err, &pgErr) && pgErr.Code == "57014":
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
+	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
+		return fail(codeUnavailable, "another change got in the way of this one; try again")
 	}
 	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", err)
 	return fail(codeInternal, "mailhook failed; its log says why")
@@ -183,11 +204,11 @@ func asProblem(_ huma.Context, _ string, body any) (any, error) {
 }
 
 func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
-	field := fieldName(detail.Location)
-	if len(field) > maxFieldBytes {
-		field = strings.ToValidUTF8(field[:maxFieldBytes], "") + "…"
-	}
+	field := cutField(fieldName(detail.Location))
+	twice, isTwice := strings.CutPrefix(detail.Message, givenTwice)
 	switch {
+	case isTwice:
+		return FieldError{Field: cutField(twice), Code: "duplicate_field", Message: "is given twice (upper and lower case count as one): leave one out"}
 	case code == codeUnreadable:
 		return FieldError{Code: code, Message: "the body is not JSON: " + detail.Message}
 	case code == codeUnsupportedMedia:
@@ -199,6 +220,13 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Field: strings.TrimPrefix(field+"."+name, "."), Code: "required", Message: "is required"}
 	}
 	return FieldError{Field: field, Code: fieldCode(detail.Message), Message: detail.Message}
+}
+
+func cutField(name string) string {
+	if len(name) <= maxFieldBytes {
+		return name
+	}
+	return strings.ToValidUTF8(name[:maxFieldBytes], "") + "…"
 }
 
 // fieldName takes the place of huma's locations off: body.channel.url is channel.url, query.limit is limit.
@@ -247,6 +275,7 @@ func writeProblem(w http.ResponseWriter, problem *Problem) {
 	if err != nil {
 		body = []byte(`{}`) // a struct of strings and a number
 	}
+	maps.Copy(w.Header(), problem.GetHeaders())
 	w.Header().Set("Content-Type", problem.ContentType(""))
 	w.WriteHeader(problem.Status)
 	w.Write(body) //nolint:errcheck // the client has gone

@@ -91,10 +91,10 @@ func FuzzPatch(f *testing.F) {
 		}
 		to := defaultSubscription()
 		to.ID, to.URL, to.EventTypes = uuid.UUID{1}, "https://example.com/", []string{"email"}
-		if len(s.apply(in, &to)) > 0 {
+		if _, found := s.apply(in, &to, false); len(found) > 0 {
 			return
 		}
-		if _, err := url.Parse(to.URL); err != nil || config.checkURL(to.URL) != nil || !storable(to.Name) {
+		if _, err := url.Parse(to.URL); err != nil || config.CheckURL(to.URL, false) != nil || !storable(to.Name) {
 			t.Fatalf("%q makes the URL %q and the name %q", text, to.URL, to.Name)
 		}
 		for _, name := range to.EventTypes {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mailhook/db"
 	"mailhook/db/dbtest"
 )
@@ -61,7 +63,12 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 		t.Fatal(err)
 	}
 	config := DefaultConfig()
-	config.Pool, config.Keyring = &db.Pool{Pool: b.Pool}, keyring
+	config.Keyring = keyring
+	if config.Pool, err = db.Open(t.Context(), b.As("mailhook_api"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 10}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(config.Pool.Close)
+	config.RateLimit, config.StrangerRateLimit = 0, 0
 	config.NoWorkerAfter, config.TestWait = 300*time.Millisecond, time.Second
 	config.Logger = slog.New(slog.NewTextHandler(b.logs, nil))
 	for _, f := range change {
@@ -87,11 +94,19 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 
 func (b *bundle) addKey(t *testing.T, account *string) string {
 	t.Helper()
-	key, hash := db.NewAPIKey()
-	if err := db.New(b.Pool).InsertAPIKey(t.Context(), db.InsertAPIKeyParams{KeyHash: hash, AccountID: account}); err != nil {
+	key, _ := b.addKeyWith(t, db.InsertAPIKeyParams{AccountID: account, Scope: "write"})
+	return key
+}
+
+// addKeyWith makes a key and answers it with its id.
+func (b *bundle) addKeyWith(t *testing.T, params db.InsertAPIKeyParams) (key string, id uuid.UUID) {
+	t.Helper()
+	key, params.KeyHash = db.NewAPIKey()
+	row, err := db.New(b.Pool).InsertAPIKey(t.Context(), params)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return key
+	return key, row.ID
 }
 
 // response is an answer with its body read.

@@ -118,6 +118,9 @@ func (s *server) releaseQuarantined(ctx context.Context, who caller, in *eventPa
 		case released == 0:
 			return notFound()
 		}
+		if err := who.audit(ctx, q, "event.release", event.AccountID, in.ID, nil, nil); err != nil {
+			return err
+		}
 		return q.NotifyWorkers(ctx, "")
 	})
 	if err != nil {

@@ -106,11 +106,19 @@ func (s *server) createReplay(ctx context.Context, who caller, in *createReplayR
 	if row.Status == "inactive" {
 		return nil, fail(codeInactive, "the subscription is inactive: resume it first")
 	}
-	replay, err := s.queries.CreateReplay(ctx, params)
+	var replay Replay
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		stored, err := q.CreateReplay(ctx, params)
+		if err != nil {
+			return fmt.Errorf("store replay: %w", err)
+		}
+		replay = replayOf(db.GetReplayRow(stored))
+		return who.audit(ctx, q, "replay.create", row.AccountID, replay.ID, nil, replay)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("store replay: %w", err)
+		return nil, err
 	}
-	return &createReplayResponse{http.StatusAccepted, replayOf(db.GetReplayRow(replay))}, nil
+	return &createReplayResponse{http.StatusAccepted, replay}, nil
 }
 
 // replayParams checks the input and fills in the defaults.
@@ -167,11 +175,23 @@ func (s *server) cancelReplay(ctx context.Context, who caller, in *replayParams)
 	if err != nil {
 		return nil, notFound()
 	}
-	row, err := s.queries.CancelReplay(ctx, db.CancelReplayParams{ID: id, AccountID: who.account})
-	if err != nil {
-		return nil, fmt.Errorf("cancel replay: %w", err)
-	}
-	return &replayResponse{replayOf(db.GetReplayRow(row))}, nil
+	out := &replayResponse{}
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		before, err := q.GetReplay(ctx, db.GetReplayParams{ID: id, AccountID: who.account})
+		if err != nil {
+			return fmt.Errorf("read replay: %w", err)
+		}
+		row, err := q.CancelReplay(ctx, db.CancelReplayParams{ID: id, AccountID: who.account})
+		if err != nil {
+			return fmt.Errorf("cancel replay: %w", err)
+		}
+		out.Body = replayOf(db.GetReplayRow(row))
+		if row.State != "cancelled" || before.State == "cancelled" { // it had ended
+			return nil
+		}
+		return who.audit(ctx, q, "replay.cancel", row.AccountID, in.ID, replayOf(before), out.Body)
+	})
+	return out, err
 }
 
 func replayOf(row db.GetReplayRow) Replay {

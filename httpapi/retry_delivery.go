@@ -31,6 +31,10 @@ func (s *server) retryDelivery(ctx context.Context, who caller, in *deliveryPara
 		if err != nil {
 			return err
 		}
+		retried := map[string]string{"delivery_id": out.Body.ID} // a new one for one that has ended
+		if err := who.audit(ctx, q, "delivery.retry", delivery.AccountID, in.ID, nil, retried); err != nil {
+			return err
+		}
 		return q.NotifyWorkers(ctx, "")
 	})
 	return out, err

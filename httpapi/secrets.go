@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -39,14 +40,48 @@ const (
 	defaultGrace = 24 * time.Hour
 )
 
+// storeSecret seals with the installation's master key as it is in this transaction, so that none goes past a rotation.
 func (s *server) storeSecret(ctx context.Context, q *db.Queries, id uuid.UUID, secret string) error {
-	err := q.InsertSecret(ctx, db.InsertSecretParams{
-		SubscriptionID: id, KeyID: s.config.Keyring.KeyID(), Sealed: s.config.Keyring.Seal(id, []byte(secret)),
-	})
+	key, err := s.sealingKey(ctx, q)
+	if err != nil {
+		return err
+	}
+	err = q.InsertSecret(ctx, db.InsertSecretParams{SubscriptionID: id, KeyID: key.ID, Sealed: key.Seal(db.SealedSecret, id, []byte(secret))})
 	if err != nil {
 		return fmt.Errorf("store secret: %w", err)
 	}
 	return nil
+}
+
+// storeCredentials does the same with what an input says of the values that are stored sealed.
+func (s *server) storeCredentials(ctx context.Context, q *db.Queries, id uuid.UUID, sealed credentials) error {
+	for kind, plain := range sealed {
+		if plain == nil {
+			if err := q.DeleteCredentials(ctx, db.DeleteCredentialsParams{SubscriptionID: id, Kind: kind}); err != nil {
+				return fmt.Errorf("remove %s: %w", kind, err)
+			}
+			continue
+		}
+		key, err := s.sealingKey(ctx, q)
+		if err != nil {
+			return err
+		}
+		if err := q.PutCredentials(ctx, db.PutCredentialsParams{SubscriptionID: id, Kind: kind, KeyID: key.ID, Sealed: key.Seal(kind, id, plain)}); err != nil {
+			return fmt.Errorf("store %s: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+// sealingKey is the key to seal with. A process that lacks it, because it was not restarted before a rotation, answers
+// 503: another one has it, or its operator has to act.
+func (s *server) sealingKey(ctx context.Context, q *db.Queries) (*db.MasterKey, error) {
+	key, err := s.config.Keyring.Current(ctx, q)
+	if errors.Is(err, db.ErrUnknownKey) {
+		s.config.Logger.ErrorContext(ctx, "this process cannot seal secrets: restart it with the new master key", "error", err)
+		return nil, fail(codeUnavailable, "this API process lacks the installation's master key, so it can store no secrets: try again, or tell its operator to restart it with that key")
+	}
+	return key, err
 }
 
 // secretOf is the secret that a customer brings, or a new one: whsec_ and 32 random bytes (Standard Webhooks).
@@ -72,7 +107,7 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	body, err := s.changeSubscription(ctx, who, in.ID, "subscription.rotate_secret", func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		err := q.ExpireSecrets(ctx, db.ExpireSecretsParams{SubscriptionID: row.ID, Grace: grace, Kept: maxSecrets - 1})
 		if err != nil {
 			return row, fmt.Errorf("expire secrets: %w", err)

@@ -18,6 +18,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"mailhook/db"
+	"mailhook/db/egress"
 )
 
 // maxBodyBytes is the most that a request body may have.
@@ -29,12 +30,20 @@ type Config struct {
 	Pool *db.Pool
 	// Keyring seals signing secrets and custom headers.
 	Keyring *db.Keyring
-	// AllowInsecureHTTP accepts http URLs of subscriptions, not only https.
-	AllowInsecureHTTP bool
-	// AllowCIDR accepts URLs whose host is an address in here, though it is not a public one.
-	AllowCIDR []netip.Prefix
+	// Policy says which URLs a subscription may have: that of the workers.
+	egress.Policy
+	// PublishAddresses are what requests to receivers come from, as GET /v1/egress answers it.
+	PublishAddresses []netip.Prefix
 	// DefaultSubscriptionLimit is how many subscriptions an account without a limit of its own may have.
 	DefaultSubscriptionLimit int
+	// TestsPerMinute is how many test sends an account may ask for within a minute, of all API processes; at least 1.
+	TestsPerMinute int
+	// RateLimit is how many requests a second one key may make, and twice as many at once after a pause; 0 is no limit. It
+	// is counted in this process.
+	RateLimit float64
+	// StrangerRateLimit is how many requests a second without a valid key may come from one address (of IPv6, one /64), and
+	// twenty times as many at once after a pause; 0 is no limit. Beyond it only keys that have been good here are looked up.
+	StrangerRateLimit float64
 	// TestWait is how long a test send may take beyond the timeout of its subscription.
 	TestWait time.Duration
 	// NoWorkerAfter is how long a test send waits for a worker to take it.
@@ -55,6 +64,9 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		DefaultSubscriptionLimit: 100,
+		TestsPerMinute:           20,
+		RateLimit:                50,
+		StrangerRateLimit:        10,
 		TestWait:                 5 * time.Second,
 		NoWorkerAfter:            5 * time.Second,
 		Version:                  "dev",
@@ -68,6 +80,8 @@ type server struct {
 	pool         *db.Pool
 	queries      *db.Queries
 	installation string
+	keys         *limiters[keyHash]      // requests by a key that has been good in this process
+	strangers    *limiters[netip.Prefix] // requests without a valid key
 }
 
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from
@@ -77,10 +91,15 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 	if config.Pool == nil || config.Keyring == nil {
 		return nil, errors.New("httpapi needs a pool and a keyring")
 	}
+	if config.TestsPerMinute < 1 {
+		return nil, errors.New("--test-sends-per-minute must be at least 1")
+	}
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
 	s := &server{config: config, pool: config.Pool, queries: db.New(config.Pool)}
+	s.keys = newLimiters[keyHash](config.RateLimit, int(2*config.RateLimit)+1)
+	s.strangers = newLimiters[netip.Prefix](config.StrangerRateLimit, int(20*config.StrangerRateLimit)+1)
 	if err := s.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&s.installation); err != nil {
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
@@ -93,7 +112,7 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 		return nil, err
 	}
 	mux.HandleFunc("/", answerUnknown(mux))
-	return s.recoverPanics(prepare(mux)), nil
+	return s.logAccess(SecurityHeaders(s.recoverPanics(prepare(mux)))), nil
 }
 
 // addRoutes registers the routes of all resources and the OpenAPI document.
@@ -109,6 +128,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	s.addQuarantine(api)
 	s.addEventTypes(api)
 	s.addAccounts(api)
+	s.addEgress(api)
 	return addOpenAPI(mux, api)
 }
 
@@ -137,6 +157,7 @@ func (s *server) humaConfig() huma.Config {
 	config.SchemasPath = ""  // openapi.json has them
 	config.CreateHooks = nil // no $schema in bodies
 	config.Transformers = []huma.Transformer{asProblem}
+	config.Formats = strictFormats()
 	config.RejectUnknownQueryParameters = true
 	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"key": {Type: "http", Scheme: "bearer", Description: "A key made by mailhook key create: mhk_…"},
@@ -164,7 +185,10 @@ func register[I, O any](s *server, api huma.API, op huma.Operation, handler func
 func problemResponses(api huma.API, op huma.Operation) map[string]*huma.Response {
 	schema := api.OpenAPI().Components.Schemas.Schema(typeOf[Problem](), true, "")
 	responses := map[string]*huma.Response{}
-	for _, status := range append(op.Errors, http.StatusUnauthorized, http.StatusNotFound, http.StatusUnprocessableEntity) {
+	if op.Method != http.MethodGet {
+		op.Errors = append(op.Errors, http.StatusForbidden)
+	}
+	for _, status := range append(op.Errors, http.StatusUnauthorized, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusTooManyRequests) {
 		responses[strconv.Itoa(status)] = &huma.Response{
 			Description: http.StatusText(status),
 			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: schema}},
@@ -177,11 +201,23 @@ func problemResponses(api huma.API, op huma.Operation) map[string]*huma.Response
 	return responses
 }
 
-// prepare sets the headers of every answer, and takes from requests what handlers need not care about.
+// SecurityHeaders sets headers on every answer that keep a browser from making anything of it: what is answered may hold
+// what strangers wrote.
+func SecurityHeaders(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("Cache-Control", "no-store")
+		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		header.Set("Referrer-Policy", "no-referrer")
+		header.Set("X-Frame-Options", "DENY")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// prepare takes from requests what handlers need not care about.
 func prepare(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Cache-Control", "no-store")
 		if hasUnstorable(r) {
 			writeProblem(w, fail(codeUnreadable, "the path or query holds NUL or bad UTF-8"))
 			return

@@ -3,9 +3,7 @@ package httpapi
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -42,6 +40,7 @@ type channelInput struct {
 	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
 	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
 	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
+	Auth    optional[authInput]         `json:"auth,omitempty" writeOnly:"true" doc:"The Authorization header of every request. Never answered. PATCH replaces it as a whole; null removes it."`
 }
 
 type filtersInput struct {
@@ -101,12 +100,14 @@ func defaultSubscription() db.Subscription {
 }
 
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
-// not name was checked when it was set.
-func (s *server) apply(in SubscriptionInput, to *db.Subscription) []FieldError {
+// not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
+// in the subscription.
+func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
 	byDefault := defaultSubscription()
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
-	found = append(found, s.applyChannel(in.Channel, to)...)
+	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
+	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
 	to.Format = in.Format.pick(to.Format, byDefault.Format)
@@ -119,13 +120,14 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription) []FieldError {
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
-	return found
+	return sealed, found
 }
 
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) []FieldError {
+func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
 	channel := in.value
 	if in.null { // everything in it back to its default
 		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
+		channel.Auth = optional[authInput]{set: true, null: true}
 		to.ChannelType = "web"
 	}
 	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
@@ -135,33 +137,14 @@ func (s *server) applyChannel(in optional[channelInput], to *db.Subscription) []
 	case to.URL == "" || channel.URL.null:
 		found = append(found, FieldError{"channel.url", "required", "is required"})
 	case channel.URL.set:
-		if err := s.config.checkURL(to.URL); err != nil {
+		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
 			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
 		}
 	}
-	return append(found, s.applyHeaders(channel.Headers, to)...)
-}
-
-// applyHeaders replaces all headers: this process does not open what it has sealed, so it cannot merge.
-func (s *server) applyHeaders(in optional[map[string]string], to *db.Subscription) []FieldError {
-	if !in.set {
-		return nil
-	}
-	to.HeaderNames, to.HeadersSealed, to.HeadersKeyID = []string{}, nil, nil
-	if len(in.value) == 0 {
-		return nil
-	}
-	if found := checkHeaders("channel.headers", in.value); len(found) > 0 {
-		return found
-	}
-	text, err := json.Marshal(in.value)
-	if err != nil {
-		panic(err) // strings
-	}
-	keyID := s.config.Keyring.KeyID()
-	to.HeaderNames = slices.Sorted(maps.Keys(in.value))
-	to.HeadersSealed, to.HeadersKeyID = s.config.Keyring.Seal(to.ID, text), &keyID
-	return nil
+	sealed := credentials{}
+	found = append(found, applyHeaders(channel.Headers, to, sealed)...)
+	found = append(found, applyAuth(channel.Auth, to, sealed)...)
+	return sealed, append(found, checkOneAuthorization(channel, to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {

@@ -38,6 +38,7 @@ type Channel struct {
 	Type        string   `json:"type"`
 	URL         string   `json:"url"`
 	HeaderNames []string `json:"header_names" nullable:"false" doc:"The names of the custom headers; their values are never answered."`
+	AuthType    *string  `json:"auth_type" doc:"What the Authorization header is made of, basic or bearer; null: none. The credential is never answered."`
 }
 
 // Filters narrow the events of a subscription down; an empty list is no filter.
@@ -110,7 +111,7 @@ func (s *server) addSubscriptions(api huma.API) {
 	} {
 		register(s, api, huma.Operation{
 			OperationID: change.verb + "-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/" + change.verb, Tags: tags, Summary: change.summary,
-		}, s.setStatus(change.status))
+		}, s.setStatus(change.verb, change.status))
 	}
 }
 
@@ -198,8 +199,9 @@ func (s *server) findSubscription(ctx context.Context, who caller, public string
 	return row, nil
 }
 
-// changeSubscription runs change in a transaction that holds the row of the subscription.
-func (s *server) changeSubscription(ctx context.Context, who caller, public string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
+// changeSubscription runs change in a transaction that holds the row of the subscription, and writes it into the audit
+// log as action.
+func (s *server) changeSubscription(ctx context.Context, who caller, public, action string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
 	id, err := db.ParseID(db.SubscriptionPrefix, public)
 	if err != nil {
 		return Subscription{}, notFound()
@@ -210,16 +212,30 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public stri
 		if err != nil {
 			return fmt.Errorf("lock subscription: %w", err)
 		}
-		changed, err = change(q, row)
-		return err
+		if changed, err = change(q, row); err != nil {
+			return err
+		}
+		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
 	return subscriptionOf(changed), err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
-	body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
-		if found := s.apply(in.Body, &row); len(found) > 0 {
+	action := "subscription.update"
+	if channel := in.Body.Channel; channel.null || channel.value.Headers.set || channel.value.Auth.set {
+		action = "subscription.update_credentials" // their values are not shown, so this says that they were set
+	}
+	body, err := s.changeSubscription(ctx, who, in.ID, action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+		account, err := q.GetAccount(ctx, row.AccountID)
+		if err != nil {
+			return row, fmt.Errorf("read account: %w", err)
+		}
+		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
+		if len(found) > 0 {
 			return row, invalid(found...)
+		}
+		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+			return row, err
 		}
 		changed, err := q.UpdateSubscription(ctx, updateParams(row))
 		if err != nil {
@@ -238,21 +254,24 @@ func (s *server) deleteSubscription(ctx context.Context, who caller, in *subscri
 	if err != nil {
 		return nil, notFound()
 	}
-	deleted, err := s.queries.DeleteSubscription(ctx, db.DeleteSubscriptionParams{ID: id, AccountID: who.account})
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("delete subscription: %w", err)
-	case deleted == 0:
-		return nil, notFound()
-	}
-	return nil, nil
+	return nil, s.inTx(ctx, func(q *db.Queries) error {
+		// Not found, if it is deleted already.
+		row, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account})
+		if err != nil {
+			return fmt.Errorf("lock subscription: %w", err)
+		}
+		if _, err := q.DeleteSubscription(ctx, db.DeleteSubscriptionParams{ID: id, AccountID: who.account}); err != nil {
+			return fmt.Errorf("delete subscription: %w", err)
+		}
+		return who.audit(ctx, q, "subscription.delete", row.AccountID, in.ID, subscriptionOf(row), nil)
+	})
 }
 
 // setStatus is the handler of pause, resume and deactivate. A subscription that has the status already keeps its
 // reason; resume resets its health all the same.
-func (s *server) setStatus(status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
+func (s *server) setStatus(verb, status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
 	return func(ctx context.Context, who caller, in *subscriptionParams) (*subscriptionResponse, error) {
-		body, err := s.changeSubscription(ctx, who, in.ID, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+		body, err := s.changeSubscription(ctx, who, in.ID, "subscription."+verb, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 			var reason *string
 			if status == "active" {
 				if err := q.ResetHealth(ctx, row.ID); err != nil {
@@ -289,7 +308,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Name:         row.Name,
 		Status:       row.Status,
 		StatusReason: row.StatusReason,
-		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames},
+		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames, row.AuthType},
 		EventTypes:   row.EventTypes,
 		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
 		Format:       row.Format,
@@ -334,8 +353,7 @@ func updateParams(row db.Subscription) db.UpdateSubscriptionParams {
 		ChannelType:          row.ChannelType,
 		URL:                  row.URL,
 		HeaderNames:          orEmpty(row.HeaderNames),
-		HeadersSealed:        row.HeadersSealed,
-		HeadersKeyID:         row.HeadersKeyID,
+		AuthType:             row.AuthType,
 		EventTypes:           row.EventTypes,
 		FilterSendingDomain:  orEmpty(row.FilterSendingDomain),
 		FilterSendingNode:    orEmpty(row.FilterSendingNode),

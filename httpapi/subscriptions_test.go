@@ -35,7 +35,7 @@ func TestCreateSubscription(t *testing.T) {
 		"name": "Mine", "account_id": "acme", "status": "active", "status_reason": "<nil>", "format": "standard",
 		"event_types": "[email.bounced * my.own]", "timeout": "60s", "max_in_flight": "3", "rate_limit_per_second": "0.5",
 		"retry_schedule": "[1500ms 90s 2h 24h]",
-		"channel":        "map[header_names:[Authorization X-Token] type:web url:https://example.com/hook?x=1]",
+		"channel":        "map[auth_type:<nil> header_names:[Authorization X-Token] type:web url:https://example.com/hook?x=1]",
 		"filters":        "map[bridge:[b] dedicated_ip:[192.0.2.1 2001:db8::1 ::ffff:192.0.2.1 ::1.2.3.4] sending_domain:[mail.example.com] sending_node:[]]",
 	}
 	for name, text := range want {
@@ -210,7 +210,7 @@ func TestInvalidInputStoresNothing(t *testing.T) {
 	b.mustFail(t, 400, "", "unreadable", b.acme, "POST", "/v1/subscriptions", nil)
 	b.mustFail(t, 422, "", "wrong_type", b.acme, "POST", "/v1/subscriptions", `[]`)
 	b.mustFail(t, 413, "", "too_large", b.acme, "POST", "/v1/subscriptions", `{"name": "`+strings.Repeat("x", 1<<20)+`"}`)
-	for _, table := range []string{"subscriptions", "subscription_secrets", "accounts"} {
+	for _, table := range []string{"subscriptions", "subscription_secrets", "subscription_credentials", "accounts"} {
 		if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook."+table); n != 0 {
 			t.Errorf("%s has %d rows", table, n)
 		}
@@ -298,7 +298,7 @@ func TestPatchSubscription(t *testing.T) {
 	version := dbtest.QueryOne[int](t, b.DB, "SELECT version::int FROM mailhook.subscriptions")
 	got := b.must(t, 200, b.acme, "PATCH", path, object{"channel": object{"url": "https://example.com/2"}, "filters": object{"bridge": nil}, "event_types": []string{"form"}})
 	want := map[string]string{
-		"name": "Mine", "channel": "map[header_names:[X-A] type:web url:https://example.com/2]", "event_types": "[form]",
+		"name": "Mine", "channel": "map[auth_type:<nil> header_names:[X-A] type:web url:https://example.com/2]", "event_types": "[form]",
 		"filters": "map[bridge:[] dedicated_ip:[] sending_domain:[] sending_node:[n]]", "retry_schedule": "[5s]", "timeout": "5s",
 	}
 	for name, text := range want {
@@ -313,7 +313,7 @@ func TestPatchSubscription(t *testing.T) {
 		"name": nil, "channel": object{"headers": nil}, "filters": nil, "retry_schedule": nil, "timeout": nil, "max_in_flight": nil, "rate_limit_per_second": nil, "format": nil,
 	})
 	want = map[string]string{
-		"name": "", "channel": "map[header_names:[] type:web url:https://example.com/2]", "filters": "map[bridge:[] dedicated_ip:[] sending_domain:[] sending_node:[]]",
+		"name": "", "channel": "map[auth_type:<nil> header_names:[] type:web url:https://example.com/2]", "filters": "map[bridge:[] dedicated_ip:[] sending_domain:[] sending_node:[]]",
 		"retry_schedule": "standard", "timeout": "15s", "max_in_flight": "32", "rate_limit_per_second": "<nil>", "format": "standard",
 	}
 	for name, text := range want {
@@ -347,6 +347,7 @@ func TestWhatGetAnswersCanBePatched(t *testing.T) {
 			delete(body, name)
 		}
 		delete(body["channel"].(object), "header_names")
+		delete(body["channel"].(object), "auth_type")
 		after := b.must(t, 200, b.acme, "PATCH", path, body)
 		delete(before, "updated_at")
 		delete(after, "updated_at")
@@ -406,7 +407,7 @@ func TestStatusRoutes(t *testing.T) {
 func TestDeleteSubscription(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	path := "/v1/subscriptions/" + b.create(t, b.acme, object{"channel": object{"url": "https://example.com", "headers": object{"X-A": "1"}}})
+	path := "/v1/subscriptions/" + b.create(t, b.acme, object{"channel": object{"url": "https://example.com", "headers": object{"X-A": "1"}, "auth": object{"type": "bearer", "token": "x"}}})
 	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id) SELECT id FROM mailhook.subscriptions")
 	b.must(t, 204, b.acme, "DELETE", path, nil)
 	for _, c := range [][2]string{
@@ -424,7 +425,7 @@ func TestDeleteSubscription(t *testing.T) {
 	if list := b.must(t, 200, b.acme, "GET", "/v1/subscriptions", nil); len(ids(list)) != 0 {
 		t.Error(list)
 	}
-	if ok := dbtest.QueryOne[bool](t, b.DB, `SELECT deleted_at IS NOT NULL AND headers_sealed IS NULL AND header_names = '{}'
+	if ok := dbtest.QueryOne[bool](t, b.DB, `SELECT deleted_at IS NOT NULL AND auth_type IS NULL AND header_names = '{}' AND NOT EXISTS (SELECT FROM mailhook.subscription_credentials)
 		AND NOT EXISTS (SELECT FROM mailhook.subscription_secrets) AND NOT EXISTS (SELECT FROM mailhook.subscription_event_types)
 		AND NOT EXISTS (SELECT FROM mailhook.subscription_health) FROM mailhook.subscriptions`); !ok {
 		t.Error("something is left of it")

@@ -40,7 +40,7 @@ func (s *server) addTestSend(api huma.API) {
 		OperationID: "test-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/test", Tags: []string{"subscriptions"},
 		Summary:     "Send a test event",
 		Description: "A worker sends a sample, ahead of all else and in any status, and never again. It counts nowhere; the envelope has \"test\": true.",
-		Errors:      []int{http.StatusGatewayTimeout},
+		Errors:      []int{http.StatusTooManyRequests, http.StatusGatewayTimeout},
 	}, s.testSend)
 }
 
@@ -53,13 +53,7 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 	if err != nil {
 		return nil, err
 	}
-	var id uuid.UUID
-	err = s.inTx(ctx, func(q *db.Queries) (err error) {
-		if id, err = q.InsertTestDelivery(ctx, db.InsertTestDeliveryParams{SubscriptionID: row.ID, EventType: eventType}); err != nil {
-			return err
-		}
-		return q.NotifyWorkers(ctx, "test")
-	})
+	id, err := s.askForTest(ctx, who, row, eventType)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a test send: %w", err)
 	}
@@ -72,6 +66,34 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 		return nil, err
 	}
 	return &testSendResponse{result}, nil
+}
+
+// askForTest inserts a test send, unless its account has had as many as it may: whoever sends as often as they like, and
+// sees what comes of it, has a scanner.
+func (s *server) askForTest(ctx context.Context, who caller, row db.Subscription, eventType string) (id uuid.UUID, err error) {
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, row.AccountID); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
+		inserted, err := q.InsertTestDelivery(ctx, db.InsertTestDeliveryParams{
+			SubscriptionID: row.ID, AccountID: row.AccountID, EventType: eventType, Others: int32(s.config.TestsPerMinute - 1), //nolint:gosec // a setting
+		})
+		if err != nil {
+			return err
+		}
+		if inserted.RoomIn > 0 {
+			problem := newProblem(codeTooManyRequests, "", []FieldError{{"account_id", codeTooManyRequests, fmt.Sprintf(
+				"has had %d test sends within a minute: try again in %d s", s.config.TestsPerMinute, seconds(inserted.RoomIn))}})
+			problem.Detail, problem.retryAfter = "account_id: "+problem.Errors[0].Message, inserted.RoomIn
+			return problem
+		}
+		id = inserted.ID
+		if err := who.audit(ctx, q, "subscription.test", row.AccountID, db.FormatID(db.SubscriptionPrefix, row.ID), nil, nil); err != nil {
+			return err
+		}
+		return q.NotifyWorkers(ctx, "test")
+	})
+	return id, err
 }
 
 // testEventType is the type asked for, or one that the subscription gets.

@@ -208,7 +208,7 @@ func (l *listmonk) deliver(t *testing.T) *inbox {
 		t.Fatal(err)
 	}
 	id := uuid.Must(uuid.NewV7())
-	l.Exec(t, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", id, keyring.KeyID(), keyring.Seal(id, []byte(secret)))
+	l.Exec(t, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", id, keyring.First().ID, keyring.First().Seal(db.SealedSecret, id, []byte(secret)))
 	l.Exec(t, "INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, max_in_flight) VALUES ($1, 'default', $2, '{*}', 1000)", id, server.URL)
 
 	c := worker.DefaultConfig()

@@ -18,8 +18,14 @@ import (
 // producer makes a login role that has mailhook_producer and nothing else; it goes at the end of the test.
 func producer(t *testing.T, d *dbtest.DB) *url.Userinfo {
 	t.Helper()
-	name, password := "mailhook_host_"+strings.ToLower(rand.Text()[:12]), rand.Text()
-	d.Exec(t, "CREATE ROLE "+name+" LOGIN PASSWORD '"+password+"' IN ROLE mailhook_producer")
+	return login(t, d, "mailhook_producer")
+}
+
+// login makes a login role that has one role of ours and nothing else; it goes at the end of the test.
+func login(t *testing.T, d *dbtest.DB, role string) *url.Userinfo {
+	t.Helper()
+	name, password := "mailhook_login_"+strings.ToLower(rand.Text()[:12]), rand.Text()
+	d.Exec(t, "CREATE ROLE "+name+" LOGIN PASSWORD '"+password+"' IN ROLE "+role)
 	t.Cleanup(func() {
 		if _, err := d.Pool.Exec(context.Background(), "DROP ROLE "+name); err != nil {
 			t.Error(err)

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"mailhook/db"
+	"mailhook/db/egress"
 )
 
 // A Config is what one worker needs to know. Take DefaultConfig and change it.
@@ -40,10 +40,8 @@ type Config struct {
 
 	// ExcerptBytes is how much of a receiver's answer is kept.
 	ExcerptBytes int
-	// AllowInsecureHTTP lets subscriptions use http.
-	AllowInsecureHTTP bool
-	// AllowCIDR opens addresses that are not public, with every port.
-	AllowCIDR []netip.Prefix
+	// Policy says where requests may go.
+	egress.Policy
 
 	// Retention says how long history is kept.
 	Retention Retention
@@ -58,6 +56,7 @@ type Retention struct {
 	Attempts    time.Duration
 	DeadLetters time.Duration
 	Quarantine  time.Duration
+	AuditLog    time.Duration
 	// Held is how long a delivery is held (paused, suspended, circuit open) before it becomes a dead letter.
 	Held time.Duration
 	// MaxHeld is how many deliveries of one subscription are held; beyond it the oldest become dead letters.
@@ -81,7 +80,7 @@ func DefaultConfig() Config {
 		ClaimInterval: 200 * time.Millisecond,
 		Grace:         20 * time.Second,
 		ExcerptBytes:  4096,
-		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, Held: 7 * day, MaxHeld: 1_000_000},
+		Retention:     Retention{Events: 14 * day, Attempts: 14 * day, DeadLetters: 14 * day, Quarantine: 14 * day, AuditLog: 400 * day, Held: 7 * day, MaxHeld: 1_000_000},
 		Log:           slog.Default(),
 		Registry:      prometheus.DefaultRegisterer,
 	}
@@ -107,11 +106,14 @@ func (c Config) Validate() error {
 	case c.ExcerptBytes < 0 || c.ExcerptBytes > 64<<10:
 		return errors.New("--excerpt-bytes must be 0 to 65536")
 	}
+	if err := c.Policy.Validate(); err != nil {
+		return err
+	}
 	return c.Retention.validate()
 }
 
 func (r Retention) validate() error {
-	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.Held} {
+	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.AuditLog, r.Held} {
 		if d < time.Hour {
 			return errors.New("every retention must be at least 1h")
 		}

@@ -237,6 +237,7 @@ func TestAnOutageIsSaidBriefly(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	b.Pool.Reset()
 	tell(t, "a crash of the database", b.delivers(t, time.Now()))
 	dbtest.Eventually(t, "its end is told", func() bool { return strings.Contains(log.String(), "database is back") })
 	stop()

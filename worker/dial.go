@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/http"
 )
 
 // attemptKey is where the context of an attempt holds itself. net/http detaches a dial from the request that asked for
@@ -22,39 +23,42 @@ func withinAttempt(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, func() { stop(); cancel() }
 }
 
-type dial func(ctx context.Context, network, address string) (net.Conn, error)
+// dialWithinAttempt lets a transport's dials end with the attempt.
+func dialWithinAttempt(t *http.Transport) {
+	dial := t.DialContext
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, stop := withinAttempt(ctx)
+		defer stop()
+		return dial(ctx, network, address)
+	}
+	t.DialTLSContext = dialTLS(t)
+}
 
-func dialWithinAttempt(d dial) dial {
+// dialTLS connects by a transport's dial and shakes hands; net/http's own handshake would go on after the attempt.
+func dialTLS(t *http.Transport) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, stop := withinAttempt(ctx)
 		defer stop()
-		return d(ctx, network, address)
+		plain, err := t.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			host = address
+		}
+		config := &tls.Config{MinVersion: tls.VersionTLS12}
+		if t.TLSClientConfig != nil {
+			config = t.TLSClientConfig.Clone()
+		}
+		config.ServerName = host
+		conn := tls.Client(plain, config)
+		ctx, cancel := context.WithTimeout(ctx, t.TLSHandshakeTimeout)
+		defer cancel()
+		if err := conn.HandshakeContext(ctx); err != nil {
+			plain.Close() //nolint:errcheck // the handshake's error says more
+			return nil, err
+		}
+		return conn, nil
 	}
-}
-
-// dialTLS connects and shakes hands; net/http's own handshake would go on after the attempt.
-func (c *client) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	ctx, stop := withinAttempt(ctx)
-	defer stop()
-	plain, err := c.transport.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		host = address
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.transport.TLSClientConfig != nil {
-		config = c.transport.TLSClientConfig.Clone()
-	}
-	config.ServerName = host
-	conn := tls.Client(plain, config)
-	ctx, cancel := context.WithTimeout(ctx, c.transport.TLSHandshakeTimeout)
-	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		plain.Close() //nolint:errcheck // the handshake's error says more
-		return nil, err
-	}
-	return conn, nil
 }

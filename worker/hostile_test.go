@@ -142,8 +142,8 @@ func TestHostileReceivers(t *testing.T) { //nolint:paralleltest // as above
 // attempt makes one, and holds it against what it should be.
 func (h hostile) attempt(t *testing.T, authority *authority, url string, release func()) {
 	client := newClient(testClientConfig())
-	client.transport.TLSClientConfig = authority.trusted()
-	client.transport.TLSHandshakeTimeout = time.Hour // the attempt's own end must do
+	client.transports.shared.TLSClientConfig = authority.trusted()
+	client.transports.shared.TLSHandshakeTimeout = time.Hour // the attempt's own end must do
 	s := &subscription{url: url, timeout: h.timeout(), keys: [][]byte{[]byte("k")}}
 	d := testDelivery()
 	if h.large {
@@ -201,11 +201,12 @@ func TestADialEndsWithItsAttempt(t *testing.T) {
 	ended := make(chan struct{})
 	client := newClient(testClientConfig())
 	defer client.close()
-	client.transport.DialContext = dialWithinAttempt(func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client.transports.shared.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		close(ended)
 		return nil, ctx.Err()
-	})
+	}
+	dialWithinAttempt(client.transports.shared)
 	s := &subscription{url: "http://127.0.0.1:9/", timeout: time.Second, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeConnectTimeout {
 		t.Error(o.word)
@@ -227,7 +228,7 @@ func TestRequestsAreHTTP1(t *testing.T) {
 	url, _, _ := h.listen(t)
 	client := newClient(testClientConfig())
 	defer client.close()
-	client.transport.TLSClientConfig = authority.trusted()
+	client.transports.shared.TLSClientConfig = authority.trusted()
 	s := &subscription{url: url, timeout: time.Minute, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeOK || protocol.Load() != "HTTP/1.1" {
 		t.Error(o.word, protocol.Load())

@@ -108,7 +108,11 @@ func (l *life) newID() uuid.UUID {
 
 func (l *life) register(w *lifeWorker) {
 	w.id, w.isNew = l.newID(), true
-	l.ok(l.q.RegisterWorker(l.t.Context(), db.RegisterWorkerParams{ID: w.id, Hostname: "test", Pid: 1, Version: "test"}))
+	registered, err := l.q.RegisterWorker(l.t.Context(), db.RegisterWorkerParams{ID: w.id, Hostname: "test", Pid: 1, Version: "test"})
+	l.ok(err)
+	if registered != 1 {
+		l.rt.Fatal("the worker is not registered")
+	}
 }
 
 func (l *life) subscribe() {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mailhook/db/egress"
 )
 
 // The outcomes of an attempt: a closed list, the same words in SQL, API, metrics and docs.
@@ -102,7 +104,7 @@ func errorOutcome(err error, connected bool) string {
 	switch {
 	case errors.Is(err, errInterim):
 		return outcomeHTTP1xx
-	case errors.Is(err, errBlocked):
+	case errors.Is(err, egress.ErrBlocked):
 		return outcomeBlockedAddress
 	case errors.As(err, &dns):
 		return outcomeDNS

@@ -155,8 +155,7 @@ func (w *Worker) countDay(ctx context.Context, date pgtype.Date) error {
 func (w *Worker) dropAttempts(ctx context.Context, before time.Time) error {
 	days, err := w.daysBefore(ctx, "attempts", before)
 	for _, at := range days {
-		name := "attempts_" + at.Format("20060102")
-		dropErr := w.withShortLocks(ctx, func(*db.Queries) error { return nil }, "DROP TABLE IF EXISTS mailhook."+pgx.Identifier{name}.Sanitize())
+		dropErr := w.withShortLocks(ctx, func(q *db.Queries) error { return q.DropAttempts(ctx, dateOf(at)) })
 		if dropErr == nil {
 			w.cfg.Log.Info("dropped a day of attempts", "day", at.Format(time.DateOnly))
 		}

@@ -131,7 +131,7 @@ func TestPlans(t *testing.T) {
 				t.Fatal(err)
 			}
 			probes(t, "load", g.plan)
-			forbid(t, "load", g.plan, "subscriptions", "accounts", "subscription_secrets")
+			forbid(t, "load", g.plan, "subscriptions", "accounts", "subscription_secrets", "subscription_credentials")
 
 			e := &explainer{Pool: pool.Pool}
 			now := time.Now()

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,13 @@ func (w *Worker) register(ctx context.Context) error {
 		host = "unknown"
 	}
 	now := time.Now()
+	me := db.RegisterWorkerParams{ID: id, Hostname: host, Pid: int32(os.Getpid()), Version: w.cfg.Version, KeyIDs: w.cfg.Keyring.IDs()} //nolint:gosec // pids fit
 	err = call(ctx, func(ctx context.Context) error {
-		return w.q.RegisterWorker(ctx, db.RegisterWorkerParams{ID: id, Hostname: host, Pid: int32(os.Getpid()), Version: w.cfg.Version}) //nolint:gosec // pids fit
+		registered, err := w.q.RegisterWorker(ctx, me)
+		if err == nil && registered == 0 {
+			return cmp.Or(w.cfg.Keyring.Check(ctx, w.q), errMasterKeyMoved)
+		}
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("register worker: %w", err)
@@ -52,8 +58,12 @@ func (w *Worker) register(ctx context.Context) error {
 	return nil
 }
 
+// errMasterKeyMoved: the master key was rotated while a worker registered, to one that it has.
+var errMasterKeyMoved = errors.New("the master key was rotated meanwhile")
+
 // heartbeat counts up this worker's row. When the row is gone, another worker has taken this one for dead: it goes
-// on under a new identity, and the leases of the old one are no longer its own.
+// on under a new identity, and the leases of the old one are no longer its own. A worker that was stopped while the
+// master key was rotated to one that it lacks gets no further than that, and sends nothing.
 func (w *Worker) heartbeat(ctx context.Context) {
 	every(ctx, beatInterval, func(ctx context.Context) {
 		started := time.Now()
@@ -63,7 +73,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 		})
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
-			w.cfg.Log.Warn("this worker was taken for dead: it goes on under a new identity", "worker_id", w.identity.get())
+			w.cfg.Log.Warn("this worker was taken for dead, or lacks the master key: it goes on under a new identity", "worker_id", w.identity.get())
 			w.complain(ctx, "register worker", w.register(ctx))
 		case err != nil:
 			w.complain(ctx, "beat", err)

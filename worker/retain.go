@@ -55,6 +55,9 @@ func (w *Worker) expire(ctx context.Context) {
 		{"drop quarantine", func(ctx context.Context) (int64, error) {
 			return w.slowQ.DropQuarantine(ctx, db.DropQuarantineParams{MaxAge: keep.Quarantine, MaxRows: smallBatch})
 		}},
+		{"drop audit log", func(ctx context.Context) (int64, error) {
+			return w.slowQ.DropAuditLog(ctx, db.DropAuditLogParams{MaxAge: keep.AuditLog, MaxRows: smallBatch})
+		}},
 		{"drop dedupe keys", func(ctx context.Context) (int64, error) { return w.slowQ.DropDedupeKeys(ctx, smallBatch) }},
 		{"drop test deliveries", func(ctx context.Context) (int64, error) { return w.slowQ.DropTestDeliveries(ctx, smallBatch) }},
 		{"drop expired secrets", func(ctx context.Context) (int64, error) { return w.slowQ.DropExpiredSecrets(ctx, smallBatch) }},

@@ -27,8 +27,9 @@ func TestExpiryIsBounded(t *testing.T) {
 		for _, s := range []string{
 			"INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, reason, created_at, ended_at) VALUES ($1, $1, 'a', now(), 1, 'email.sent', 1, 'expired', now(), %s)",
 			"INSERT INTO mailhook.quarantine (inserted_at, id, event_type, reason, error_code, quarantined_at, account_id) VALUES (clock_timestamp(), 1, 'x', 'x', 'x', %s, ($1::uuid)::text)",
+			"INSERT INTO mailhook.audit_log (id, actor, action, changed_at) VALUES ($1, 'command', 'delivery.off', %s)",
 			"INSERT INTO mailhook.dedupe_keys (account_id, dedupe_key, event_inserted_at, event_id, seen_at) VALUES ('a', ($1::uuid)::text, now(), 1, %s - interval '12 hours')",
-			"INSERT INTO mailhook.test_deliveries (id, subscription_id, event_type, created_at, leased_by) VALUES ($1, $1, 'email.sent', %s - interval '30 minutes', $1)",
+			"INSERT INTO mailhook.test_deliveries (id, subscription_id, account_id, event_type, created_at, leased_by) VALUES ($1, $1, 'acme', 'email.sent', %s - interval '30 minutes', $1)",
 			"INSERT INTO mailhook.replays (id, subscription_id, account_id, since, until, source, rate_per_second, matched, state, advanced_at) VALUES ($1, $1, 'a', now(), now(), 'all', 1, 1, 'done', %s)",
 			"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed, expires_at) VALUES ($1, 'k', '', %s + interval '2 hours')",
 			"INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, deleted_at) VALUES ($1, 'a', 'https://example.com/', '{email}', %s)",
@@ -49,6 +50,9 @@ func TestExpiryIsBounded(t *testing.T) {
 		}},
 		{"quarantine", 5, 2, func(ctx context.Context) (int64, error) {
 			return w.q.DropQuarantine(ctx, db.DropQuarantineParams{MaxAge: age, MaxRows: 2})
+		}},
+		{"audit_log", 5, 2, func(ctx context.Context) (int64, error) {
+			return w.q.DropAuditLog(ctx, db.DropAuditLogParams{MaxAge: age, MaxRows: 2})
 		}},
 		{"dedupe_keys", 5, 1, func(ctx context.Context) (int64, error) { return w.q.DropDedupeKeys(ctx, 2) }},
 		{"test_deliveries", 5, 1, func(ctx context.Context) (int64, error) { return w.q.DropTestDeliveries(ctx, 2) }},
@@ -119,6 +123,10 @@ func TestPlansOfRetention(t *testing.T) {
 		},
 		"drop quarantine": func(ctx context.Context) error {
 			_, err := q.DropQuarantine(ctx, db.DropQuarantineParams{MaxAge: day, MaxRows: smallBatch})
+			return err
+		},
+		"drop audit log": func(ctx context.Context) error {
+			_, err := q.DropAuditLog(ctx, db.DropAuditLogParams{MaxAge: day, MaxRows: smallBatch})
 			return err
 		},
 		"drop dedupe keys":     func(ctx context.Context) error { _, err := q.DropDedupeKeys(ctx, smallBatch); return err },

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"mailhook/db/egress"
 )
 
 // senderIdle is how long a goroutine that sends waits for another delivery.
@@ -11,34 +13,41 @@ const senderIdle = 10 * time.Second
 
 // client sends requests. One for each worker: its connections are reused.
 type client struct {
-	transport    *http.Transport
+	transports   *transports
+	dialer       *egress.Dialer
+	policy       egress.Policy
 	userAgent    string
 	excerptBytes int
-	insecure     bool
 }
 
 func newClient(cfg Config) *client {
-	c := &client{
-		transport: &http.Transport{
-			// No proxy from the environment: it would dial for us, past the check of the address.
-			DialContext:            dialWithinAttempt(newDialer(cfg.AllowCIDR).DialContext),
-			TLSHandshakeTimeout:    10 * time.Second,
-			MaxIdleConns:           cfg.MaxInFlight,
-			MaxIdleConnsPerHost:    cfg.MaxInFlight,
-			IdleConnTimeout:        60 * time.Second,
-			DisableCompression:     true,     // a small answer must not become a large one
-			MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
-		},
+	dialer := egress.NewDialer(cfg.Policy)
+	return &client{
+		transports:   newTransports(newTransport(cfg, dialer), cfg.MaxInFlight),
+		dialer:       dialer,
+		policy:       cfg.Policy,
 		userAgent:    "mailhook/" + cfg.Version,
 		excerptBytes: cfg.ExcerptBytes,
-		insecure:     cfg.AllowInsecureHTTP,
 	}
-	// HTTP/1.1 only: with a dial of our own net/http does not offer h2, in which one answer could hold up another.
-	c.transport.DialTLSContext = c.dialTLS
-	return c
 }
 
-func (c *client) close() { c.transport.CloseIdleConnections() }
+func newTransport(cfg Config, dialer *egress.Dialer) *http.Transport {
+	t := &http.Transport{
+		// No proxy from the environment: it would dial for us, past the check of the address.
+		DialContext:            dialer.DialContext,
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConns:           cfg.MaxInFlight,
+		MaxIdleConnsPerHost:    cfg.MaxInFlight,
+		IdleConnTimeout:        60 * time.Second,
+		DisableCompression:     true,     // a small answer must not become a large one
+		MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
+	}
+	// HTTP/1.1 only: with a dial of our own net/http does not offer h2, in which one answer could hold up another.
+	dialWithinAttempt(t)
+	return t
+}
+
+func (c *client) close() { c.transports.close() }
 
 // attempt makes one request with a sender of its own.
 func (c *client) attempt(ctx context.Context, s *subscription, d *delivery) outcome {

@@ -69,11 +69,11 @@ func (s *sender) attempt(to *subscription, d *delivery) outcome {
 		}
 		return o
 	}
-	if !s.client.insecure && request.URL.Scheme != "https" {
+	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
 		return o
 	}
-	response, err := s.client.transport.RoundTrip(request)
+	response, err := s.client.transports.of(to.scope).RoundTrip(request)
 	if err != nil {
 		o.word = errorOutcome(err, s.connected.Load())
 		o.duration = time.Since(o.startedAt)
@@ -85,7 +85,7 @@ func (s *sender) attempt(to *subscription, d *delivery) outcome {
 	o.retryAfter = retryAfter(response.Header, time.Now())
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		o.excerpt = s.read(response.Body)
+		o.excerpt = hide(s.read(response.Body), to.hidden)
 	}
 	o.duration = time.Since(o.startedAt)
 	return o

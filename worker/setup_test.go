@@ -106,7 +106,7 @@ func (b *bundle) waitFor(t *testing.T, n int) []receiver.Receipt {
 // config is one of a worker for tests: the receiver on loopback is allowed.
 func (b *bundle) config() Config {
 	c := DefaultConfig()
-	c.DatabaseURL, c.Keyring, c.Version = b.URL, b.keyring, "test"
+	c.DatabaseURL, c.Keyring, c.Version = b.As("mailhook_worker"), b.keyring, "test"
 	c.AllowInsecureHTTP, c.AllowCIDR = true, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	c.Registry = prometheus.NewRegistry()
 	c.Log = slog.New(slog.DiscardHandler)
@@ -116,6 +116,7 @@ func (b *bundle) config() Config {
 // run starts a worker and stops it at the end of the test, or by the answered function.
 func (b *bundle) run(t *testing.T, c Config) (w *Worker, stop func()) {
 	t.Helper()
+	c.Log = slog.New(granted{c.Log.Handler(), t})
 	w, err := New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +134,27 @@ func (b *bundle) run(t *testing.T, c Config) (w *Worker, stop func()) {
 	return w, stop
 }
 
+// granted fails the test where the role mailhook_worker lacks a right.
+type granted struct {
+	slog.Handler
+	t *testing.T
+}
+
+func (granted) Enabled(context.Context, slog.Level) bool { return true }
+
+func (g granted) Handle(ctx context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if strings.Contains(a.Value.String(), "SQLSTATE 42501") {
+			g.t.Errorf("%s: %v", r.Message, a.Value)
+		}
+		return true
+	})
+	if !g.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return g.Handler.Handle(ctx, r)
+}
+
 // subscribe makes a subscription; set is more SQL of its columns, as in "max_in_flight = 1".
 func (b *bundle) subscribe(t *testing.T, path, types string, set ...string) uuid.UUID {
 	t.Helper()
@@ -147,7 +169,7 @@ func (b *bundle) subscribe(t *testing.T, path, types string, set ...string) uuid
 		args []any
 	}{
 		{"INSERT INTO mailhook.subscriptions (id, account_id, url, event_types) VALUES ($1, 'default', $2, $3)", []any{id, b.server.URL + path, strings.Split(types, ",")}},
-		{"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", []any{id, b.keyring.KeyID(), b.keyring.Seal(id, []byte(b.secret))}},
+		{"INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)", []any{id, b.keyring.First().ID, b.keyring.First().Seal(db.SealedSecret, id, []byte(b.secret))}},
 	} {
 		if _, err := tx.Exec(t.Context(), q.sql, q.args...); err != nil {
 			t.Fatal(err)

@@ -2,8 +2,8 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/url"
 	"sync"
@@ -20,14 +20,17 @@ const cacheSize = 20_000
 
 // A subscription is what a request needs to know of it. It is replaced, never changed.
 type subscription struct {
-	version  int64
-	url      string
-	headers  map[string]string
-	keys     [][]byte // newest first
-	timeout  time.Duration
-	mayStart bool
-	limiter  *rate.Limiter // nil: no limit
-	reloadAt time.Time
+	version    int64
+	url        string
+	allowsHTTP bool // by its account
+	headers    map[string]string
+	scope      scope
+	hidden     [][]byte // must not come back in excerpts
+	keys       [][]byte // newest first; none: no request may be made
+	timeout    time.Duration
+	mayStart   bool
+	limiter    *rate.Limiter // nil: no limit
+	reloadAt   time.Time
 
 	parseOnce sync.Once
 	parsed    *url.URL
@@ -61,6 +64,7 @@ func (s *subscription) reserve() time.Duration {
 type subscriptionCache struct {
 	q       *db.Queries
 	keyring *db.Keyring
+	log     *slog.Logger
 
 	mu      sync.RWMutex
 	workers int32
@@ -68,8 +72,8 @@ type subscriptionCache struct {
 	old     map[uuid.UUID]*subscription
 }
 
-func newSubscriptionCache(q *db.Queries, keyring *db.Keyring) *subscriptionCache {
-	return &subscriptionCache{q: q, keyring: keyring, workers: 1, young: map[uuid.UUID]*subscription{}, old: map[uuid.UUID]*subscription{}}
+func newSubscriptionCache(q *db.Queries, keyring *db.Keyring, log *slog.Logger) *subscriptionCache {
+	return &subscriptionCache{q: q, keyring: keyring, log: log, workers: 1, young: map[uuid.UUID]*subscription{}, old: map[uuid.UUID]*subscription{}}
 }
 
 // get is the subscription, or nil when it is not loaded.
@@ -141,28 +145,25 @@ func (c *subscriptionCache) read(ctx context.Context, ids map[uuid.UUID]bool) er
 	})
 }
 
-// open makes a subscription of its row. What cannot be decrypted is left out: the attempt then ends as no_secret.
+// parkedReload is how often a subscription without its secrets is read again: its rows may have been mended by hand.
+const parkedReload = time.Minute
+
+// open makes a subscription of its row. Where not all of its secrets and credentials can be opened it gets none: its
+// attempts then end as no_secret, on schedule, and no other subscription's do.
 func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscription) *subscription {
 	s := &subscription{
-		version:  row.Version,
-		url:      row.URL,
-		timeout:  time.Duration(row.TimeoutMS) * time.Millisecond,
-		mayStart: row.MayStart && row.Exists,
-		reloadAt: time.Now().Add(row.ReloadAt.Sub(row.Now)),
+		version:    row.Version,
+		url:        row.URL,
+		allowsHTTP: row.AllowsHTTP,
+		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		mayStart:   row.MayStart && row.Exists,
+		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
-	for i, sealed := range row.SecretsSealed {
-		secret, err := c.keyring.Open(row.ID, row.SecretKeyIDs[i], sealed)
-		if err != nil {
-			continue
-		}
-		if key, err := keyBytes(string(secret)); err == nil {
-			s.keys = append(s.keys, key)
-		}
-	}
-	if row.HeadersSealed != nil && row.HeadersKeyID != nil {
-		plain, err := c.keyring.Open(row.ID, *row.HeadersKeyID, row.HeadersSealed)
-		if err != nil || json.Unmarshal(plain, &s.headers) != nil {
-			s.keys = nil // without its credentials the request would be another one
+	if err := s.unseal(c.keyring, row); err != nil {
+		s.keys, s.headers = nil, nil
+		s.reloadAt = earlier(s.reloadAt, time.Now().Add(parkedReload))
+		if row.Exists && (before == nil || before.keys != nil) {
+			c.log.Error("a subscription's secrets cannot be opened: its attempts end as no_secret", "subscription_id", db.FormatID(db.SubscriptionPrefix, row.ID), "error", err)
 		}
 	}
 	if row.RateLimitPerSecond != nil {
@@ -175,6 +176,13 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		}
 	}
 	return s
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // share sets the number of workers that a rate limit is divided by.

@@ -55,7 +55,7 @@ func (p *platform) subscribe(ctx context.Context, keyring *db.Keyring, url strin
 			return fmt.Errorf("create subscription: %w", err)
 		}
 		_, err = tx.Exec(ctx, "INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed) VALUES ($1, $2, $3)",
-			id, keyring.KeyID(), keyring.Seal(id, []byte(secret)))
+			id, keyring.First().ID, keyring.First().Seal(db.SealedSecret, id, []byte(secret)))
 		return err
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"mailhook/db"
+	"mailhook/db/egress"
 	"mailhook/httpapi"
 )
 
@@ -30,6 +31,18 @@ func apiFlags() []cli.Flag {
 			Name: "subscription-limit", EnvVars: []string{"MAILHOOK_SUBSCRIPTION_LIMIT"}, Value: httpapi.DefaultConfig().DefaultSubscriptionLimit,
 			Usage: "subscriptions of an account that has no limit of its own",
 		},
+		&cli.IntFlag{
+			Name: "test-sends-per-minute", EnvVars: []string{"MAILHOOK_TEST_SENDS_PER_MINUTE"}, Value: httpapi.DefaultConfig().TestsPerMinute,
+			Usage: "test sends that an account may ask for within a minute, of all API processes: so that they are no port scanner",
+		},
+		&cli.StringSliceFlag{
+			Name: "publish-address", EnvVars: []string{"MAILHOOK_PUBLISH_ADDRESS"},
+			Usage: "an address or network that requests to receivers come from, which GET /v1/egress tells them: 203.0.113.7; repeatable, or with commas",
+		},
+		&cli.Float64Flag{
+			Name: "api-rate-limit", EnvVars: []string{"MAILHOOK_API_RATE_LIMIT"}, Value: httpapi.DefaultConfig().RateLimit,
+			Usage: "requests a second of one API key, and twice as many at once after a pause, in this process; 0 is no limit",
+		},
 	}
 }
 
@@ -37,7 +50,7 @@ func apiCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "api",
 		Usage: "serve the JSON API; it sends nothing itself",
-		Flags: slices.Concat([]cli.Flag{databaseFlag(), keyringFlag()}, logFlags(), egressFlags(), apiFlags()),
+		Flags: slices.Concat([]cli.Flag{databaseFlag()}, keyringFlags(), logFlags(), egressFlags(), apiFlags()),
 		Action: func(c *cli.Context) error {
 			log, err := logger(c)
 			if err != nil {
@@ -99,10 +112,19 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return nil, nil, err
 	}
-	if cfg.AllowCIDR, err = allowCIDR(c); err != nil {
+	if cfg.Policy, err = egressPolicy(c); err != nil {
 		return nil, nil, err
 	}
-	cfg.AllowInsecureHTTP, cfg.DefaultSubscriptionLimit = c.Bool("allow-insecure-http"), c.Int("subscription-limit")
+	if cfg.PublishAddresses, err = parseAll(c, "publish-address", egress.ParseNetwork); err != nil {
+		return nil, nil, err
+	}
+	cfg.DefaultSubscriptionLimit, cfg.TestsPerMinute = c.Int("subscription-limit"), c.Int("test-sends-per-minute")
+	if cfg.TestsPerMinute < 1 || cfg.TestsPerMinute > 10_000 {
+		return nil, nil, usagef("--test-sends-per-minute must be 1 to 10000")
+	}
+	if cfg.RateLimit = c.Float64("api-rate-limit"); !(cfg.RateLimit >= 0 && cfg.RateLimit <= 1e6) {
+		return nil, nil, usagef("--api-rate-limit must be 0 to 1000000 requests a second")
+	}
 	cfg.Version, cfg.Logger = version(), log
 	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
 	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: apiConnections})

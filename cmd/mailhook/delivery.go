@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -15,19 +16,19 @@ func commandRole() db.Role {
 }
 
 func deliveryCommand() *cli.Command {
-	action := func(enabled bool, says string) cli.ActionFunc {
+	action := func(enabled bool, word, says string) cli.ActionFunc {
 		return func(c *cli.Context) error {
-			url, err := databaseURL(c)
+			err := inCommandTx(c, func(ctx context.Context, q *db.Queries) error {
+				before, err := q.SetDelivery(ctx, enabled)
+				if err != nil {
+					return fmt.Errorf("switch delivery: %w", err)
+				}
+				return q.Audit(ctx, db.Change{
+					Action: "delivery." + word, Before: map[string]bool{"delivery_enabled": before}, After: map[string]bool{"delivery_enabled": enabled},
+				})
+			})
 			if err != nil {
 				return err
-			}
-			pool, err := db.Open(c.Context, url, commandRole())
-			if err != nil {
-				return err
-			}
-			defer pool.Close()
-			if err := db.New(pool).SetDelivery(c.Context, enabled); err != nil {
-				return fmt.Errorf("switch delivery: %w", err)
 			}
 			_, err = fmt.Fprintln(c.App.Writer, says)
 			return err
@@ -39,11 +40,11 @@ func deliveryCommand() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "off", Usage: "the host keeps writing, nothing is sent: workers see it within a second", Flags: []cli.Flag{databaseFlag()},
-				Action: action(false, "delivery is off: events wait in the outbox"),
+				Action: action(false, "off", "delivery is off: events wait in the outbox"),
 			},
 			{
 				Name: "on", Usage: "send again, what has waited first", Flags: []cli.Flag{databaseFlag()},
-				Action: action(true, "delivery is on"),
+				Action: action(true, "on", "delivery is on"),
 			},
 		},
 	}

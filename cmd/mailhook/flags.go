@@ -3,10 +3,8 @@ package main
 import (
 	"flag"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -99,47 +97,35 @@ func databaseURL(c *cli.Context) (string, error) {
 	return urls[0], nil
 }
 
-func keyringFlag() cli.Flag {
-	return &cli.StringFlag{
-		Name: "secret-key", EnvVars: []string{"MAILHOOK_SECRET_KEY"},
-		Usage: "the master key that seals customers' secrets: 32 bytes in base64 (openssl rand -base64 32)",
+func keyringFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{
+			Name: "secret-key", EnvVars: []string{"MAILHOOK_SECRET_KEY"}, DefaultText: "none",
+			Usage: "the master key that seals customers' secrets: 32 bytes in base64 (openssl rand -base64 32); several with commas, of which the first is the newest. A flag shows in the list of processes: use the environment or a file",
+		},
+		&cli.StringFlag{Name: "secret-key-file", EnvVars: []string{"MAILHOOK_SECRET_KEY_FILE"}, Usage: "a file with the master keys, one a line"},
 	}
 }
 
 func keyring(c *cli.Context) (*db.Keyring, error) {
-	if c.String("secret-key") == "" {
-		return nil, usagef("no master key: set MAILHOOK_SECRET_KEY to 32 random bytes in base64 (openssl rand -base64 32)")
+	keys, file, source := c.String("secret-key"), c.String("secret-key-file"), "MAILHOOK_SECRET_KEY"
+	switch {
+	case keys != "" && file != "":
+		return nil, usagef("MAILHOOK_SECRET_KEY and MAILHOOK_SECRET_KEY_FILE are both set: choose one")
+	case file != "":
+		text, err := os.ReadFile(file) //nolint:gosec // the operator names it
+		if err != nil {
+			return nil, usageError{fmt.Errorf("MAILHOOK_SECRET_KEY_FILE: %w", err)}
+		}
+		keys, source = string(text), "MAILHOOK_SECRET_KEY_FILE"
+	case keys == "":
+		return nil, usagef("no master key: set MAILHOOK_SECRET_KEY to 32 random bytes in base64 (openssl rand -base64 32), or MAILHOOK_SECRET_KEY_FILE to a file that holds them")
 	}
-	ring, err := db.NewKeyring(c.String("secret-key"))
+	ring, err := db.NewKeyring(keys)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("MAILHOOK_SECRET_KEY: %w", err)}
+		return nil, usageError{fmt.Errorf("%s: %w", source, err)}
 	}
 	return ring, nil
-}
-
-func egressFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.BoolFlag{
-			Name: "allow-insecure-http", EnvVars: []string{"MAILHOOK_ALLOW_INSECURE_HTTP"},
-			Usage: "let subscriptions use http",
-		},
-		&cli.StringSliceFlag{
-			Name: "allow-cidr", EnvVars: []string{"MAILHOOK_ALLOW_CIDR"},
-			Usage: "send to these addresses too, though they are not public: 127.0.0.0/8; repeatable, or with commas",
-		},
-	}
-}
-
-func allowCIDR(c *cli.Context) ([]netip.Prefix, error) {
-	var prefixes []netip.Prefix
-	for _, s := range c.StringSlice("allow-cidr") {
-		p, err := netip.ParsePrefix(strings.TrimSpace(s))
-		if err != nil {
-			return nil, usagef("--allow-cidr %q is not a network like 10.0.0.0/8", s)
-		}
-		prefixes = append(prefixes, p.Masked())
-	}
-	return prefixes, nil
 }
 
 func jsonFlag() cli.Flag {

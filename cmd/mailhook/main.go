@@ -54,10 +54,7 @@ func oneLine(err error) string {
 // flagsFirst moves the flags of a command before its arguments, where urfave/cli looks for them, so that
 // mailhook emit email.clicked --account acme means what it says.
 func flagsFirst(app *cli.App, args []string) []string {
-	if len(args) < 2 {
-		return args
-	}
-	command := app.Command(args[1])
+	command, words := commandOf(app, args)
 	if command == nil || command.ArgsUsage == "" {
 		return args
 	}
@@ -69,10 +66,10 @@ func flagsFirst(app *cli.App, args []string) []string {
 		}
 	}
 	if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
-		return append(slices.Clone(args[:2]), "--help")
+		return append(slices.Clone(args[:words]), "--help")
 	}
-	flags, rest := slices.Clone(args[:2]), []string{}
-	for i := 2; i < len(args); i++ {
+	flags, rest := slices.Clone(args[:words]), []string{}
+	for i := words; i < len(args); i++ {
 		name, isFlag := strings.CutPrefix(args[i], "-")
 		if args[i] == "--" || !isFlag {
 			rest = append(rest, args[i])
@@ -85,6 +82,19 @@ func flagsFirst(app *cli.App, args []string) []string {
 		}
 	}
 	return append(flags, rest...)
+}
+
+// commandOf is the command that the first words of args name, nil for none, and how many words those are.
+func commandOf(app *cli.App, args []string) (command *cli.Command, words int) {
+	commands := app.Commands
+	for words = 1; words < len(args); words++ {
+		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(args[words]) })
+		if i < 0 {
+			break
+		}
+		command, commands = commands[i], commands[i].Subcommands
+	}
+	return command, words
 }
 
 // A usageError is the caller's: exit code 2.

@@ -90,6 +90,11 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 		{"bad event", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"emit", "Bad Type"}, 1, "MH001"},
 		{"key without an account", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "--account", ""}, 2, "--account is empty"},
 		{"key with an argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "acme"}, 2, `"acme"`},
+		{"key with a scope that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "--scope", "admin"}, 2, "read nor write"},
+		{"key that expires before now", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "create", "--expires", "-1d"}, 2, "--expires"},
+		{"revoking a key that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "revoke", "key_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b"}, 1, "mailhook key list"},
+		{"revoking without an id", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "revoke", "mhk_x"}, 2, "key_"},
+		{"a rate that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL, key}, []string{"api", "--api-rate-limit", "-1"}, 2, "--api-rate-limit"},
 		{"surplus argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"status", "extra"}, 2, `"extra"`},
 		{"fail rate", nil, []string{"listen", "--secret", "x", "--fail-rate", "2"}, 2, "between 0 and 1"},
 	} {

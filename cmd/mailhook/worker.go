@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
+	"mailhook/httpapi"
 	"mailhook/worker"
 )
 
@@ -43,7 +45,7 @@ func workerCommand() *cli.Command {
 			// A request takes its connection's buffers, some stacks, and its answer up to three times.
 			request := int64(64<<10 + 3*cfg.ExcerptBytes)
 			spendMemory(int64(len(all)) * (2*cfg.MaxBodyBytes + int64(cfg.MaxInFlight)*request))
-			return runWorkers(c, cfg.Log, all, workerHandler(all, registry))
+			return runWorkers(c, cfg.Log, all, httpapi.SecurityHeaders(workerHandler(all, registry)))
 		},
 	}
 }
@@ -84,8 +86,8 @@ func listenFlag(value, usage string) cli.Flag {
 
 func workerFlags(database cli.Flag) []cli.Flag {
 	d := worker.DefaultConfig()
-	return append([]cli.Flag{
-		database, keyringFlag(),
+	return slices.Concat([]cli.Flag{
+		database,
 		&cli.IntFlag{Name: "max-in-flight", EnvVars: []string{"MAILHOOK_MAX_IN_FLIGHT"}, Value: d.MaxInFlight, Usage: "requests under way, for each database; about as many more wait to be recorded"},
 		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory, for each database"},
 		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
@@ -98,9 +100,11 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.DurationFlag{Name: "retain-attempts", EnvVars: []string{"MAILHOOK_RETAIN_ATTEMPTS"}, Value: d.Retention.Attempts, Usage: "how long attempts are kept"},
 		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
 		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
+		&cli.DurationFlag{Name: "retain-audit", EnvVars: []string{"MAILHOOK_RETAIN_AUDIT"}, Value: d.Retention.AuditLog, Usage: "how long the audit log is kept"},
 		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
 		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
-	}, append(logFlags(), egressFlags()...)...)
+		sourceAddressFlag(),
+	}, keyringFlags(), logFlags(), egressFlags())
 }
 
 func logFlags() []cli.Flag {
@@ -117,7 +121,7 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return cfg, err
 	}
-	if cfg.AllowCIDR, err = allowCIDR(c); err != nil {
+	if cfg.Policy, err = egressPolicy(c); err != nil {
 		return cfg, err
 	}
 	if cfg.Log, err = logger(c); err != nil {
@@ -127,10 +131,9 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg.MaxInFlight, cfg.MaxBodyBytes, cfg.BatchRows = c.Int("max-in-flight"), c.Int64("max-body-bytes"), c.Int("batch-rows")
 	cfg.Connections, cfg.ExcerptBytes = c.Int("connections"), c.Int("excerpt-bytes")
 	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = c.Duration("poll-interval"), c.Duration("claim-interval"), c.Duration("grace")
-	cfg.AllowInsecureHTTP = c.Bool("allow-insecure-http")
 	cfg.Retention = worker.Retention{
 		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
-		Quarantine: c.Duration("retain-quarantine"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
+		Quarantine: c.Duration("retain-quarantine"), AuditLog: c.Duration("retain-audit"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, usageError{err}
@@ -186,8 +189,10 @@ func metricsHandler(registry *prometheus.Registry) http.Handler {
 
 // serveHTTP serves until ctx ends, then lets requests finish.
 func serveHTTP(ctx context.Context, log *slog.Logger, listener net.Listener, handler http.Handler) error {
+	// A test send waits for up to 65 s before it answers.
 	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 2 * time.Minute,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	log.Info("listening", "address", listener.Addr().String())

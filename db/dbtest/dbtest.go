@@ -131,6 +131,18 @@ func create(t testing.TB, clause string) *DB {
 	return &DB{URL: WithDatabase(server, database), Pool: pool}
 }
 
+// As is the URL of sessions that may do what a role of ours may, and nothing else.
+func (d *DB) As(role string) string {
+	u, err := url.Parse(d.URL)
+	if err != nil {
+		panic(err) // the pool has parsed it
+	}
+	query := u.Query()
+	query.Set("role", role) // a setting of PostgreSQL, given at the start of the session
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
 // Exec runs a statement of the test's, or fails the test.
 func (d *DB) Exec(t testing.TB, sql string, args ...any) {
 	t.Helper()

@@ -5,22 +5,29 @@ CREATE SCHEMA IF NOT EXISTS mailhook;
 -- an operator without CREATEROLE may have had it made for them, and 20 installers may race.
 -- +goose StatementBegin
 DO $$
+DECLARE
+  name text;
 BEGIN
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'mailhook_producer') THEN
-    CREATE ROLE mailhook_producer NOLOGIN;
-  END IF;
-EXCEPTION
-  WHEN duplicate_object OR unique_violation THEN
-    NULL;
-  WHEN insufficient_privilege THEN
-    RAISE EXCEPTION 'this role may not create the role mailhook_producer'
-      USING ERRCODE = 'insufficient_privilege',
-        HINT = 'Ask an administrator for: CREATE ROLE mailhook_producer NOLOGIN; then run mailhook migrate up again.';
+  FOREACH name IN ARRAY ARRAY['mailhook_producer', 'mailhook_worker', 'mailhook_api'] LOOP
+    BEGIN
+      IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = name) THEN
+        EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+      END IF;
+    EXCEPTION
+      WHEN duplicate_object OR unique_violation THEN
+        NULL;
+      WHEN insufficient_privilege THEN
+        RAISE EXCEPTION 'this role may not create the role %', name
+          USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Ask an administrator for: CREATE ROLE mailhook_producer NOLOGIN; CREATE ROLE mailhook_worker NOLOGIN; CREATE ROLE mailhook_api NOLOGIN; then run mailhook migrate up again.';
+    END;
+  END LOOP;
 END
 $$;
 -- +goose StatementEnd
 
-GRANT USAGE ON SCHEMA mailhook TO mailhook_producer;
+-- What each may do with the tables is in 00014_grant_roles.sql.
+GRANT USAGE ON SCHEMA mailhook TO mailhook_producer, mailhook_worker, mailhook_api;
 
 CREATE TABLE mailhook.installation (
   singleton        boolean NOT NULL DEFAULT true,
@@ -53,7 +60,7 @@ COMMENT ON COLUMN mailhook.installation.circuit_failures IS 'So many failed atte
 COMMENT ON COLUMN mailhook.installation.probe_pause IS 'From an opened circuit to its first probe, and from each that fails to the next: a tenth of the time that the circuit has been open, but no less than this and no more than longest_probe_pause.';
 COMMENT ON COLUMN mailhook.installation.release_rate IS 'Held deliveries released each second for each subscription, once they are held no longer. Its own rate limit holds as well.';
 COMMENT ON COLUMN mailhook.installation.suspend_after IS 'A subscription with nothing but failures for so long is suspended, as failing, when a schedule ends or a probe fails.';
-COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals secrets here, by the first process that started; another is refused. NULL: none yet.';
+COMMENT ON COLUMN mailhook.installation.secret_key_id IS 'Which master key seals from now on: that of the first process that started, or the one mailhook keys rotate went to. A process without it does not start. NULL: none yet.';
 COMMENT ON COLUMN mailhook.installation.dedupe_window IS 'How long a dedupe_key keeps later events with the same key from being delivered.';
 
 -- The code of this installation is a constant function, not a column: emit runs under the host''s
@@ -86,7 +93,7 @@ REVOKE ALL ON FUNCTION mailhook.installation_code(), mailhook.event_id(timestamp
 GRANT EXECUTE ON FUNCTION mailhook.installation_code(), mailhook.event_id(timestamptz, bigint) TO mailhook_producer;
 
 -- +goose Down
--- The role stays: it belongs to the cluster, and other databases may use it.
-REVOKE USAGE ON SCHEMA mailhook FROM mailhook_producer;
+-- The roles stay: they belong to the cluster, and other databases may use them.
+REVOKE USAGE ON SCHEMA mailhook FROM mailhook_producer, mailhook_worker, mailhook_api;
 DROP FUNCTION mailhook.uuid7, mailhook.event_id, mailhook.installation_code;
 DROP TABLE mailhook.installation;

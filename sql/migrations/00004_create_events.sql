@@ -1,7 +1,8 @@
 -- +goose Up
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.create_partition(parent text, day date) RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 AS $$
 DECLARE

@@ -8,8 +8,7 @@ CREATE TABLE mailhook.subscriptions (
   channel_type           text NOT NULL DEFAULT 'web',
   url                    text NOT NULL,
   header_names           text[] NOT NULL DEFAULT '{}',
-  headers_sealed         bytea,
-  headers_key_id         text,
+  auth_type              text,
   event_types            text[] NOT NULL,
   filter_sending_domain  text[] NOT NULL DEFAULT '{}',
   filter_sending_node    text[] NOT NULL DEFAULT '{}',
@@ -31,6 +30,7 @@ CREATE TABLE mailhook.subscriptions (
   CONSTRAINT subscriptions_status_check CHECK (status IN ('active', 'paused', 'inactive', 'suspended')),
   CONSTRAINT subscriptions_status_reason_check CHECK (status_reason IN ('user', 'operator', 'gone', 'failing', 'schedule_ended', 'account')),
   CONSTRAINT subscriptions_channel_type_check CHECK (channel_type IN ('web')),
+  CONSTRAINT subscriptions_auth_type_check CHECK (auth_type IN ('basic', 'bearer')),
   CONSTRAINT subscriptions_format_check CHECK (format IN ('standard')),
   CONSTRAINT subscriptions_event_types_check CHECK (cardinality(event_types) BETWEEN 1 AND 50),
   CONSTRAINT subscriptions_retry_schedule_check CHECK (cardinality(retry_schedule) BETWEEN 1 AND 50),
@@ -47,7 +47,8 @@ CREATE INDEX subscriptions_deleted_at_idx ON mailhook.subscriptions (deleted_at)
 COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
 COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
 COMMENT ON COLUMN mailhook.subscriptions.status_reason IS 'Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.';
-COMMENT ON COLUMN mailhook.subscriptions.headers_sealed IS 'Custom headers, encrypted like secrets: they carry credentials. A JSON object of name to value.';
+COMMENT ON COLUMN mailhook.subscriptions.header_names IS 'The custom headers; their values are in subscription_credentials. Without those no request is made.';
+COMMENT ON COLUMN mailhook.subscriptions.auth_type IS 'What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.';
 COMMENT ON COLUMN mailhook.subscriptions.event_types IS 'Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.';
 COMMENT ON COLUMN mailhook.subscriptions.filter_sending_domain IS 'Any of these values, in lower case; empty is no filter. Several filters: all of them.';
 COMMENT ON COLUMN mailhook.subscriptions.filter_dedicated_ip IS 'Addresses as host() writes them, so that they compare by value.';
@@ -71,9 +72,21 @@ CREATE TABLE mailhook.subscription_secrets (
 );
 CREATE INDEX subscription_secrets_subscription_id_idx ON mailhook.subscription_secrets (subscription_id);
 CREATE INDEX subscription_secrets_expires_at_idx ON mailhook.subscription_secrets (expires_at) WHERE expires_at IS NOT NULL;
-COMMENT ON TABLE mailhook.subscription_secrets IS 'Signing secrets, AES-256-GCM with the subscription id as associated data: the nonce, then the ciphertext. The newest signs; the others sign along until they expire. Wiped when the subscription is deleted.';
+COMMENT ON TABLE mailhook.subscription_secrets IS 'Signing secrets, AES-256-GCM with the word secret, a NUL and the subscription id as associated data: the nonce, then the ciphertext. The newest signs; the others sign along until they expire. Wiped when the subscription is deleted.';
 COMMENT ON COLUMN mailhook.subscription_secrets.key_id IS 'Which master key sealed it.';
 COMMENT ON COLUMN mailhook.subscription_secrets.expires_at IS 'The end of the grace after a rotation; NULL while current.';
+
+CREATE TABLE mailhook.subscription_credentials (
+  subscription_id uuid NOT NULL,
+  kind            text NOT NULL,
+  key_id          text NOT NULL,
+  sealed          bytea NOT NULL,
+  CONSTRAINT subscription_credentials_subscription_id_kind_pkey PRIMARY KEY (subscription_id, kind),
+  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth'))
+);
+COMMENT ON TABLE mailhook.subscription_credentials IS 'What requests carry beside the signature, sealed like secrets, with the kind in the place of the word secret. In a table of its own: the API writes it and never reads it. Wiped when the subscription is deleted.';
+COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header.';
+COMMENT ON COLUMN mailhook.subscription_credentials.key_id IS 'Which master key sealed it.';
 
 -- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.
 -- event_type first: with account_id first the planner may read all rows of an account and filter.
@@ -190,7 +203,8 @@ COMMENT ON FUNCTION mailhook.slowed_cap IS 'max_in_flight as far as the endpoint
 
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
   DELETE FROM mailhook.subscription_event_types WHERE subscription_id = NEW.id;
@@ -227,6 +241,6 @@ REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(te
   mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
-DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_secrets, mailhook.subscriptions;
+DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_credentials, mailhook.subscription_secrets, mailhook.subscriptions;
 DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
   mailhook.is_about, mailhook.event_type_ancestors;

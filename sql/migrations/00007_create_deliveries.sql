@@ -72,6 +72,19 @@ COMMENT ON COLUMN mailhook.attempts.ended_reason IS 'Why, where the outcome does
 CREATE TABLE mailhook.attempts_default PARTITION OF mailhook.attempts DEFAULT;
 COMMENT ON TABLE mailhook.attempts_default IS 'Attempts of a day without a partition: an alarm.';
 
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.drop_attempts(day date) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  EXECUTE format('DROP TABLE IF EXISTS mailhook.%I', 'attempts_' || to_char(day, 'YYYYMMDD'));
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.drop_attempts IS 'Drops the attempts of a day (UTC). SECURITY DEFINER, as all that makes and drops partitions: workers own no table.';
+REVOKE ALL ON FUNCTION mailhook.drop_attempts(date) FROM PUBLIC;
+
 CREATE TABLE mailhook.dead_letters (
   id                uuid NOT NULL,
   subscription_id   uuid NOT NULL,
@@ -102,3 +115,4 @@ FROM unnest(ARRAY['events', 'attempts']) AS parent, generate_series(-1, 3) AS ah
 
 -- +goose Down
 DROP TABLE mailhook.dead_letters, mailhook.attempts, mailhook.deliveries;
+DROP FUNCTION mailhook.drop_attempts;

@@ -5,12 +5,14 @@ CREATE TABLE mailhook.workers (
   hostname   text NOT NULL,
   pid        integer NOT NULL,
   version    text NOT NULL,
+  key_ids    text[] NOT NULL DEFAULT '{}',
   started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   seen_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT workers_id_pkey PRIMARY KEY (id)
 ) WITH (fillfactor = 50, vacuum_truncate = off);
 COMMENT ON TABLE mailhook.workers IS 'One row for each live worker process.';
 COMMENT ON COLUMN mailhook.workers.heartbeat IS 'A counter, not a time: a rescuer acts after seeing it unchanged for 15 s of its own monotonic clock, or for 6 s where seen_at says 15 s. A stepped clock alone rescues nobody.';
+COMMENT ON COLUMN mailhook.workers.key_ids IS 'The master keys that it has. Rotation waits for all; one that lacks the installation''s key can neither register nor beat, so it sends nothing.';
 COMMENT ON COLUMN mailhook.workers.seen_at IS 'The last heartbeat, by the database''s clock: what a rescuer that has just started goes by.';
 
 CREATE TABLE mailhook.task_leases (
@@ -24,6 +26,7 @@ COMMENT ON TABLE mailhook.task_leases IS 'Which worker does a maintenance task f
 CREATE TABLE mailhook.test_deliveries (
   id               uuid NOT NULL DEFAULT mailhook.uuid7(),
   subscription_id  uuid NOT NULL,
+  account_id       text NOT NULL,
   event_type       text NOT NULL,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   leased_by        uuid,
@@ -37,6 +40,8 @@ CREATE TABLE mailhook.test_deliveries (
 CREATE INDEX test_deliveries_created_at_idx ON mailhook.test_deliveries (created_at) WHERE leased_by IS NULL;
 -- For retention: those that were taken, too.
 CREATE INDEX test_deliveries_created_at_id_idx ON mailhook.test_deliveries (created_at, id);
+-- For the limit of an account.
+CREATE INDEX test_deliveries_account_id_created_at_idx ON mailhook.test_deliveries (account_id, created_at);
 COMMENT ON TABLE mailhook.test_deliveries IS 'Test sends asked for through the API; a worker takes them ahead of all others. In a table of their own, so that health, limits, lists and aggregates never see them. Removed after an hour.';
 
 CREATE TABLE mailhook.replays (

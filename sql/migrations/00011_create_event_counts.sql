@@ -63,7 +63,8 @@ COMMENT ON FUNCTION mailhook.day_needed_by IS 'What still needs the events of a 
 
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.detach_day(day date) RETURNS text
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   partition text := 'events_' || to_char(day, 'YYYYMMDD');
@@ -86,7 +87,8 @@ END
 $$;
 
 CREATE FUNCTION mailhook.count_day(day date, max_rows integer) RETURNS bigint
-LANGUAGE plpgsql
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
   partition text := 'events_' || to_char(day, 'YYYYMMDD');

@@ -3,6 +3,7 @@
 -- name: GetAccount :one
 SELECT coalesce(a.status, 'active')::text AS status,
   a.subscription_limit,
+  coalesce(a.allow_insecure_http, false)::boolean AS allow_insecure_http,
   (SELECT count(*) FROM mailhook.subscriptions AS s WHERE s.account_id = given.id AND s.deleted_at IS NULL)::bigint AS subscription_count
 FROM (SELECT @id::text AS id) AS given
 LEFT JOIN mailhook.accounts AS a ON a.id = given.id;
@@ -14,10 +15,11 @@ SELECT pg_advisory_xact_lock(hashtextextended(@id::text, 0));
 
 -- PutAccount sets the settings of an account.
 -- name: PutAccount :exec
-INSERT INTO mailhook.accounts (id, status, subscription_limit)
-VALUES (@id, @status, sqlc.narg('subscription_limit'))
+INSERT INTO mailhook.accounts (id, status, subscription_limit, allow_insecure_http)
+VALUES (@id, @status, sqlc.narg('subscription_limit'), @allow_insecure_http)
 ON CONFLICT (id) DO UPDATE
-SET status = excluded.status, subscription_limit = excluded.subscription_limit, updated_at = clock_timestamp();
+SET status = excluded.status, subscription_limit = excluded.subscription_limit, allow_insecure_http = excluded.allow_insecure_http,
+  updated_at = clock_timestamp();
 
 -- DeleteAccountRow removes the settings of an account.
 -- name: DeleteAccountRow :execrows

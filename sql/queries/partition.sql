@@ -15,6 +15,10 @@ ORDER BY c.relname;
 -- name: DetachDay :one
 SELECT mailhook.detach_day(@day::date)::text;
 
+-- DropAttempts drops the attempts of a day.
+-- name: DropAttempts :exec
+SELECT mailhook.drop_attempts(@day::date);
+
 -- ListDetachedDays names the days that are to be counted and dropped, oldest first.
 -- name: ListDetachedDays :many
 SELECT d.day FROM mailhook.detached_days AS d ORDER BY d.day;

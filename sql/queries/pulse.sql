@@ -7,12 +7,6 @@ SELECT i.delivery_enabled, i.notify_enabled,
   clock_timestamp()::timestamptz AS now
 FROM mailhook.installation AS i;
 
--- ClaimMasterKey makes a master key that of the installation if it has none yet, and answers which it has.
--- name: ClaimMasterKey :one
-UPDATE mailhook.installation AS i
-SET secret_key_id = coalesce(i.secret_key_id, @key_id::text)
-RETURNING i.secret_key_id::text;
-
 -- ListChangedSubscriptions names the subscriptions changed since @since, with the state that decides whether a request
 -- may start. A caller overlaps its calls by a minute, for transactions that commit late.
 -- name: ListChangedSubscriptions :many
@@ -28,15 +22,21 @@ CROSS JOIN LATERAL (
 ) AS s
 WHERE a.updated_at >= @since::timestamptz;
 
--- LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first.
+-- LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first; credentials come
+-- sealed, by kind.
 -- name: LoadSubscriptions :many
-SELECT s.id, s.account_id, s.version, s.url, s.format, s.headers_sealed, s.headers_key_id,
+SELECT s.id, s.account_id, s.version, s.url, s.format,
+  (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
   s.max_in_flight, s.rate_limit_per_second,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
   (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,
+  coalesce((SELECT a.allow_insecure_http FROM mailhook.accounts AS a WHERE a.id = s.account_id), false)::boolean AS allows_http,
   coalesce(k.key_ids, '{}')::text[] AS secret_key_ids,
   coalesce(k.sealed, '{}')::bytea[] AS secrets_sealed,
+  coalesce(c.kinds, '{}')::text[] AS credential_kinds,
+  coalesce(c.key_ids, '{}')::text[] AS credential_key_ids,
+  coalesce(c.sealed, '{}')::bytea[] AS credentials_sealed,
   -- To be read again then: secrets expire.
   coalesce(k.next_expiry, clock_timestamp() + interval '1 hour')::timestamptz AS reload_at,
   clock_timestamp()::timestamptz AS now
@@ -48,4 +48,9 @@ LEFT JOIN LATERAL (
   FROM mailhook.subscription_secrets AS x
   WHERE x.subscription_id = s.id AND (x.expires_at IS NULL OR x.expires_at > clock_timestamp())
 ) AS k ON true
+LEFT JOIN LATERAL (
+  SELECT array_agg(y.kind) AS kinds, array_agg(y.key_id) AS key_ids, array_agg(y.sealed) AS sealed
+  FROM mailhook.subscription_credentials AS y
+  WHERE y.subscription_id = s.id
+) AS c ON true
 WHERE s.id = ANY (@ids::uuid[]);

@@ -35,11 +35,11 @@ SELECT least(sqlc.narg('until')::timestamptz, statement_timestamp())::timestampt
 -- name: CreateReplay :one
 INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
 VALUES (@subscription_id, @account_id, @since, @until, sqlc.narg('event_types')::text[], @source, @rate_per_second, @matched)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at;
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id;
 
 -- GetReplay finds a replay of one account or, without @account_id, of any.
 -- name: GetReplay :one
-SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at
+SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 FROM mailhook.replays AS r
 WHERE r.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text);
@@ -50,4 +50,4 @@ UPDATE mailhook.replays AS r
 SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
 WHERE r.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR r.account_id = sqlc.narg('account_id')::text)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at;
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id;

@@ -1,13 +1,23 @@
--- RegisterWorker makes a worker known; its leases count from then on.
--- name: RegisterWorker :exec
-INSERT INTO mailhook.workers (id, hostname, pid, version)
-VALUES (@id, @hostname, @pid, @version);
+-- RegisterWorker makes a worker known; its leases count from then on. No row: it lacks the master key that the installation
+-- seals with. The lock makes a rotation wait, which then sees this worker, or this wait for the rotation.
+-- name: RegisterWorker :execrows
+WITH allowed AS (
+  SELECT i.singleton
+  FROM mailhook.installation AS i
+  WHERE i.secret_key_id IS NULL OR i.secret_key_id = ANY (@key_ids::text[])
+  FOR SHARE
+)
+INSERT INTO mailhook.workers (id, hostname, pid, version, key_ids)
+SELECT @id, @hostname, @pid, @version, @key_ids::text[]
+FROM allowed;
 
--- Beat raises the heartbeat of a worker. No row: it has been rescued, and needs a new identity.
+-- Beat raises the heartbeat of a worker. No row: it has been rescued and needs a new identity, or it slept through a rotation
+-- and lacks the master key: without a heartbeat it sends nothing.
 -- name: Beat :one
 UPDATE mailhook.workers AS w
 SET heartbeat = w.heartbeat + 1, seen_at = clock_timestamp()
 WHERE w.id = @id
+  AND coalesce((SELECT i.secret_key_id FROM mailhook.installation AS i WHERE i.singleton) = ANY (w.key_ids), true)
 RETURNING w.heartbeat;
 
 -- ListHeartbeats is what a rescuer compares with what it saw before, and for how long each has been silent by the

@@ -50,6 +50,16 @@ WHERE t.id = ANY (ARRAY(
   LIMIT @max_rows::int
   FOR UPDATE SKIP LOCKED));
 
+-- DropAuditLog removes lines of the audit log older than @max_age, at most @max_rows a call.
+-- name: DropAuditLog :execrows
+DELETE FROM mailhook.audit_log AS l
+WHERE l.id = ANY (ARRAY(
+  SELECT x.id FROM mailhook.audit_log AS x
+  WHERE x.changed_at < statement_timestamp() - @max_age::interval
+  ORDER BY x.changed_at
+  LIMIT @max_rows::int
+  FOR UPDATE SKIP LOCKED));
+
 -- DropReplays removes replays that ended longer ago than @max_age, at most @max_rows a call.
 -- name: DropReplays :execrows
 DELETE FROM mailhook.replays AS r

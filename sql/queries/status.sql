@@ -32,6 +32,10 @@ WHERE h.consecutive_failures > 0
 ORDER BY h.consecutive_failures DESC
 LIMIT @max_rows::int;
 
--- SetDelivery switches sending off or on for the whole installation. The host keeps writing.
--- name: SetDelivery :exec
-UPDATE mailhook.installation SET delivery_enabled = @enabled;
+-- SetDelivery switches sending off or on for the whole installation, and answers how it was. The host keeps writing.
+-- name: SetDelivery :one
+WITH locked AS (SELECT i.delivery_enabled FROM mailhook.installation AS i FOR UPDATE)
+UPDATE mailhook.installation AS i
+SET delivery_enabled = @enabled
+FROM locked AS l
+RETURNING l.delivery_enabled;

@@ -1,11 +1,11 @@
 -- CreateSubscription adds a subscription. Filters are stored as dispatch compares them: domains by lower() of this
 -- database, addresses by host().
 -- name: CreateSubscription :one
-INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, headers_sealed,
-  headers_key_id, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
+INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
+  event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
   retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second)
-VALUES (@id, @account_id, @name, @status, sqlc.narg('status_reason'), @channel_type, @url, @header_names::text[], sqlc.narg('headers_sealed'),
-  sqlc.narg('headers_key_id'), @event_types::text[],
+VALUES (@id, @account_id, @name, @status, sqlc.narg('status_reason'), @channel_type, @url, @header_names::text[],
+  sqlc.narg('auth_type'), @event_types::text[],
   ARRAY(SELECT lower(given.value) FROM unnest(@filter_sending_domain::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   @filter_sending_node::text[], @filter_bridge::text[],
   ARRAY(SELECT host(given.value::inet) FROM unnest(@filter_dedicated_ip::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
@@ -43,8 +43,8 @@ LIMIT @max_rows;
 -- UpdateSubscription writes all settings of a subscription; as CreateSubscription, but for those that never change.
 -- name: UpdateSubscription :one
 UPDATE mailhook.subscriptions AS s
-SET name = @name, channel_type = @channel_type, url = @url, header_names = @header_names::text[], headers_sealed = sqlc.narg('headers_sealed'),
-  headers_key_id = sqlc.narg('headers_key_id'), event_types = @event_types::text[],
+SET name = @name, channel_type = @channel_type, url = @url, header_names = @header_names::text[], auth_type = sqlc.narg('auth_type'),
+  event_types = @event_types::text[],
   filter_sending_domain = ARRAY(SELECT lower(given.value) FROM unnest(@filter_sending_domain::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   filter_sending_node = @filter_sending_node::text[],
   filter_bridge = @filter_bridge::text[],
@@ -66,13 +66,21 @@ RETURNING *;
 -- name: ResetHealth :exec
 DELETE FROM mailhook.subscription_health WHERE subscription_id = @subscription_id;
 
--- DeleteSubscription marks one subscription as deleted and wipes its secrets, headers and health. It matches
+-- DeleteSubscription marks one subscription as deleted and wipes its secrets, credentials and health. It matches
 -- nothing from then on and frees the limit; workers cancel what waits. No row: absent, deleted before or another account's.
+-- The caller has locked it in a statement before this one: a rotation that commits meanwhile would leave its secret here.
 -- name: DeleteSubscription :execrows
 WITH wiped AS (
   DELETE FROM mailhook.subscription_secrets AS x
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id
+    AND s.id = @id
+    AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
+),
+stripped AS (
+  DELETE FROM mailhook.subscription_credentials AS c
+  USING mailhook.subscriptions AS s
+  WHERE s.id = c.subscription_id
     AND s.id = @id
     AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
 ),
@@ -84,10 +92,17 @@ forgotten AS (
     AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text)
 )
 UPDATE mailhook.subscriptions AS s
-SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
+SET deleted_at = clock_timestamp(), header_names = '{}', auth_type = NULL
 WHERE s.id = @id
   AND s.deleted_at IS NULL
   AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text);
+
+-- LockSubscriptionsOfAccount makes changes of them wait, in the order of their ids.
+-- name: LockSubscriptionsOfAccount :exec
+SELECT s.id FROM mailhook.subscriptions AS s
+WHERE s.account_id = @account_id AND s.deleted_at IS NULL
+ORDER BY s.id
+FOR UPDATE;
 
 -- DeleteSubscriptionsOfAccount is DeleteSubscription for all of an account.
 -- name: DeleteSubscriptionsOfAccount :execrows
@@ -96,19 +111,36 @@ WITH wiped AS (
   USING mailhook.subscriptions AS s
   WHERE s.id = x.subscription_id AND s.account_id = @account_id AND s.deleted_at IS NULL
 ),
+stripped AS (
+  DELETE FROM mailhook.subscription_credentials AS c
+  USING mailhook.subscriptions AS s
+  WHERE s.id = c.subscription_id AND s.account_id = @account_id AND s.deleted_at IS NULL
+),
 forgotten AS (
   DELETE FROM mailhook.subscription_health AS h
   USING mailhook.subscriptions AS s
   WHERE s.id = h.subscription_id AND s.account_id = @account_id AND s.deleted_at IS NULL
 )
 UPDATE mailhook.subscriptions AS s
-SET deleted_at = clock_timestamp(), header_names = '{}', headers_sealed = NULL, headers_key_id = NULL
+SET deleted_at = clock_timestamp(), header_names = '{}', auth_type = NULL
 WHERE s.account_id = @account_id AND s.deleted_at IS NULL;
 
 -- InsertSecret adds a sealed signing secret; the newest signs.
 -- name: InsertSecret :exec
 INSERT INTO mailhook.subscription_secrets (subscription_id, key_id, sealed)
 VALUES (@subscription_id, @key_id, @sealed);
+
+-- PutCredentials stores sealed headers or a sealed Authorization in the place of what was there. It reads nothing sealed, not
+-- even excluded, which would take the right to read the column.
+-- name: PutCredentials :exec
+INSERT INTO mailhook.subscription_credentials (subscription_id, kind, key_id, sealed)
+VALUES (@subscription_id, @kind, @key_id, @sealed)
+ON CONFLICT (subscription_id, kind) DO UPDATE
+SET key_id = @key_id, sealed = @sealed;
+
+-- DeleteCredentials removes them.
+-- name: DeleteCredentials :exec
+DELETE FROM mailhook.subscription_credentials WHERE subscription_id = @subscription_id AND kind = @kind;
 
 -- ExpireSecrets gives the secrets of a subscription until the end of the grace, or less where they had less, and
 -- removes at once all but the newest @kept of them and those without any time left.
