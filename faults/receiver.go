@@ -133,12 +133,15 @@ func (r *receivers) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		entry.Problem = err.Error()
 	}
 	entry.Key = envelope.Data.K
-	r.answer(request.Context(), w, s, entry)
+	r.answer(request.Context(), w, s, entry, request.Header.Get("webhook-timestamp"))
 }
 
 // answer behaves as the endpoint does at the moment.
-func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *subscription, entry receipt) {
+func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *subscription, entry receipt, sentAt string) {
 	b := r.behaviour(s, entry.Key)
+	if b.proper > 0 && b.manner == properly && s.hasGivenUp(sentAt) {
+		b.manner = resetting // on a machine that is busy with the others' floods: an answer would come too late to count
+	}
 	if b.delay > 0 {
 		r.wait(b.delay)
 	}
@@ -163,6 +166,12 @@ func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *sub
 		http.NewResponseController(w).Flush() //nolint:errcheck // the sender may have gone
 		(*hook)(s, entry)
 	}
+}
+
+// hasGivenUp says whether a request is so old that its sender may wait no longer. sentAt is in whole seconds.
+func (s *subscription) hasGivenUp(sentAt string) bool {
+	seconds, err := strconv.ParseInt(sentAt, 10, 64)
+	return err != nil || time.Since(time.Unix(seconds, 0)) > s.timeout-time.Second
 }
 
 func (r *receivers) behaviour(s *subscription, key int64) behaviour {
