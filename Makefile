@@ -10,7 +10,7 @@ GO_FILES = $(shell git ls-files --cached --others --exclude-standard '*.go')
 # Tools are pinned in a module of their own, so that their dependencies never reach the product.
 TOOLS := $(BIN)/.built
 
-.PHONY: help build demo test check lint generate generated bench faults faults-ci faults-build vuln release reproducible clean
+.PHONY: help build demo test check lint generate generated bench faults faults-ci faults-build fuzz fuzz-ci vuln release reproducible clean
 
 help:
 	@echo "make demo      see it work: private PostgreSQL, mail platform, worker, receivers, ledger"
@@ -18,6 +18,7 @@ help:
 	@echo "make check     the whole gate: format, vet, lint, generated code, tests with -race"
 	@echo "make bench     throughput, latency and cost on this machine, beside River (ROW=throughput for one row)"
 	@echo "make faults    break what can break, prove by ledgers that nothing is lost (SCENARIO=, SEED=, SCALE=)"
+	@echo "make fuzz      each fuzz target for FUZZTIME (20s)"
 	@echo "make generate  regenerate db/*.sql.go from sql/queries"
 	@echo "make build     .bin/mailhook"
 	@echo "make release   .bin/release/mailhook, static; make reproducible builds it twice and compares"
@@ -69,6 +70,19 @@ faults: faults-build
 # A small version of some scenarios, within 6 minutes.
 faults-ci: faults-build
 	@$(FAULTS) -ci
+
+# Each target in turn, for as long: FUZZTIME=10m make fuzz. What breaks one is left in testdata/fuzz: commit it with the mend.
+FUZZTIME ?= 20s
+FUZZ_CI = db/egress:FuzzURL httpapi:FuzzHeaders httpapi:FuzzEventType httpapi:FuzzFilters worker:FuzzRenderer cmd/receiver:FuzzVerify cmd/mailhook:FuzzConfig
+FUZZ = $(FUZZ_CI) httpapi:FuzzPatch httpapi:FuzzDuration httpapi:FuzzCursor httpapi:FuzzExcerpt worker:FuzzMembers worker:FuzzAnswer worker:FuzzErrors worker:FuzzSecret \
+	cmd/mailhook:FuzzInert db:FuzzEventID
+
+fuzz:
+	@for target in $(FUZZ); do echo "$$target"; go test ./$${target%:*} -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) || exit 1; done
+
+# Those that strangers reach first, within 4 minutes.
+fuzz-ci:
+	@$(MAKE) --no-print-directory fuzz FUZZ="$(FUZZ_CI)"
 
 vuln: $(TOOLS)
 	@.ci/vuln

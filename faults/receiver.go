@@ -25,6 +25,7 @@ type behaviour struct {
 	delay   time.Duration // before the answer
 	flaky   float64       // the share of requests that get 503 instead
 	manner  manner
+	proper  float64     // the share of requests that are answered properly, whatever the manner
 	perTurn []behaviour // the nth request of an event gets the nth of these, and those after them the last
 }
 
@@ -36,6 +37,15 @@ const (
 	blackholed        // takes the request and never answers
 	dripping          // a header line, byte by byte, without end
 	resetting         // ends the connection
+
+	// Those of scenario_hostile.go.
+	endlessHeader
+	drippingBody
+	endlessBody
+	heldHeader
+	endlessInterim
+	endlessStream
+	endlessTrailers
 )
 
 // A receipt is one request in the ledger, written before it is answered; one that is not to be answered, when it came.
@@ -123,12 +133,15 @@ func (r *receivers) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		entry.Problem = err.Error()
 	}
 	entry.Key = envelope.Data.K
-	r.answer(request.Context(), w, s, entry)
+	r.answer(request.Context(), w, s, entry, request.Header.Get("webhook-timestamp"))
 }
 
 // answer behaves as the endpoint does at the moment.
-func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *subscription, entry receipt) {
+func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *subscription, entry receipt, sentAt string) {
 	b := r.behaviour(s, entry.Key)
+	if b.proper > 0 && b.manner == properly && s.hasGivenUp(sentAt) {
+		b.manner = resetting // on a machine that is busy with the others' floods: an answer would come too late to count
+	}
 	if b.delay > 0 {
 		r.wait(b.delay)
 	}
@@ -155,6 +168,12 @@ func (r *receivers) answer(sender context.Context, w http.ResponseWriter, s *sub
 	}
 }
 
+// hasGivenUp says whether a request is so old that its sender may wait no longer. sentAt is in whole seconds.
+func (s *subscription) hasGivenUp(sentAt string) bool {
+	seconds, err := strconv.ParseInt(sentAt, 10, 64)
+	return err != nil || time.Since(time.Unix(seconds, 0)) > s.timeout-time.Second
+}
+
 func (r *receivers) behaviour(s *subscription, key int64) behaviour {
 	s.mu.Lock()
 	b := s.behaviour
@@ -169,6 +188,9 @@ func (r *receivers) behaviour(s *subscription, key int64) behaviour {
 	}
 	if b.flaky > 0 && r.random.Float64() < b.flaky {
 		b.status = http.StatusServiceUnavailable
+	}
+	if b.proper > 0 && r.random.Float64() < b.proper {
+		b.manner = properly
 	}
 	if b.status == 0 {
 		b.status = http.StatusOK
@@ -196,19 +218,8 @@ func (r *receivers) misbehave(w http.ResponseWriter, m manner) {
 	}
 	stop := context.AfterFunc(r.ended, func() { conn.Close() }) //nolint:errcheck // ours
 	defer stop()
-	if m == dripping {
-		go drip(conn)
-	}
+	go answerHostile(conn, m)
 	io.Copy(io.Discard, conn) //nolint:errcheck // until it ends
-}
-
-func drip(conn net.Conn) {
-	for text := "HTTP/1.1 200 OK\r\nX-Endless: "; ; text = "a" {
-		if _, err := io.WriteString(conn, text); err != nil {
-			return
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
 }
 
 // verify holds a request against the secrets that the subscription has or had within the grace.

@@ -50,7 +50,7 @@ func scenarios() []scenario {
 	return []scenario{
 		sigkill(), window(), sigterm(), sigstop(), terminate(), restart(),
 		promoteSync(), promoteAsync(), halfOpen(), pooler(), clockSteps(), upgrade(), diskFull(),
-		poison(), deadEndpoints(), allDown(), churn(), snapshot(), million(), connections(),
+		poison(), deadEndpoints(), hostileEndpoints(), allDown(), churn(), snapshot(), million(), connections(),
 		proof(), nemesis(), soak(),
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -57,7 +58,7 @@ func (o optional[T]) pick(current, byDefault T) T {
 	return o.value
 }
 
-// parseDuration reads a whole number and one of the units ms s m h d.
+// parseDuration reads a whole number and one of the units ms s m h d. What is too long for a Duration is the longest.
 func parseDuration(text string) (time.Duration, error) {
 	digits := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyz")
 	unit, ok := map[string]time.Duration{
@@ -66,6 +67,9 @@ func parseDuration(text string) (time.Duration, error) {
 	n, err := strconv.ParseInt(digits, 10, 32)
 	if !ok || err != nil || digits[0] == '+' || digits[0] == '-' {
 		return 0, errors.New("must be a whole number and one of the units ms s m h d, for example 30s")
+	}
+	if n > int64(math.MaxInt64/unit) {
+		return math.MaxInt64, nil // it must not come round to a time within the bounds
 	}
 	return time.Duration(n) * unit, nil
 }

@@ -32,7 +32,7 @@ func newClient(cfg Config) *client {
 }
 
 func newTransport(cfg Config, dialer *egress.Dialer) *http.Transport {
-	return &http.Transport{
+	t := &http.Transport{
 		// No proxy from the environment: it would dial for us, past the check of the address.
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    10 * time.Second,
@@ -42,6 +42,9 @@ func newTransport(cfg Config, dialer *egress.Dialer) *http.Transport {
 		DisableCompression:     true,     // a small answer must not become a large one
 		MaxResponseHeaderBytes: 16 << 10, // endless headers took 51 MB without it
 	}
+	// HTTP/1.1 only: with a dial of our own net/http does not offer h2, in which one answer could hold up another.
+	dialWithinAttempt(t)
+	return t
 }
 
 func (c *client) close() { c.transports.close() }

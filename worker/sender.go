@@ -33,6 +33,7 @@ func (c *client) newSender(ctx context.Context) *sender {
 // renew makes a context, after the last one has ended.
 func (s *sender) renew() {
 	ctx, cancel := context.WithCancelCause(s.parent)
+	ctx = context.WithValue(ctx, attemptKey{}, ctx)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn:        func(httptrace.GotConnInfo) { s.connected.Store(true) },
 		Got1xxResponse: func(int, textproto.MIMEHeader) error { return errInterim },

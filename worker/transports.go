@@ -74,6 +74,7 @@ func (t *transports) open() *http.Transport {
 		t.connections.Add(1)
 		return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { t.connections.Add(-1) })}, nil
 	}
+	own.DialTLSContext = dialTLS(own) // by this dial
 	return own
 }
 

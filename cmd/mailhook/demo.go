@@ -2,7 +2,6 @@ package main
 
 import (
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -28,7 +27,7 @@ Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
 			}
 			return demo.Run(c.Context, demo.Config{
 				DatabaseURL: url, Duration: c.Duration("duration"), Out: c.App.Writer, Version: version(),
-				Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+				Log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: slog.LevelWarn})),
 			})
 		},
 	}

@@ -57,7 +57,7 @@ func printer(out io.Writer, secret string, failRate float64) http.Handler {
 				status = http.StatusInternalServerError
 			}
 			mu.Lock()
-			fmt.Fprintf(out, "%s  answered %d, %s\n%s\n", r.At.Format("15:04:05.000"), status, verdict, r.Body)
+			fmt.Fprintf(out, "%s  answered %d, %s\n%s\n", r.At.Format("15:04:05.000"), status, inert(verdict), inert(string(r.Body)))
 			mu.Unlock()
 			w.WriteHeader(status)
 		},

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"slices"
@@ -23,12 +25,14 @@ func main() {
 
 // run answers the exit code: 0, 1 failed, 2 usage.
 func run(ctx context.Context, args []string) int {
+	// net/http writes there what a receiver sent unasked, which may be anything.
+	log.SetOutput(io.Discard)
 	app := newApp()
 	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "mailhook:", oneLine(err))
+	fmt.Fprintln(os.Stderr, "mailhook:", inert(oneLine(err)))
 	var usage usageError
 	if errors.As(err, &usage) {
 		return 2
@@ -115,6 +119,8 @@ To see it work:             mailhook demo
 To install it:              mailhook migrate up
 To run it:                  mailhook serve
 To make an API key:         mailhook key create`,
+		Writer:          inertWriter{os.Stdout},
+		ErrWriter:       inertWriter{os.Stderr},
 		Version:         version(),
 		HideVersion:     true,
 		HideHelpCommand: true,

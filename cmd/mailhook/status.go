@@ -123,7 +123,7 @@ func (s *status) print(out io.Writer) error {
 	}
 	fmt.Fprintf(w, "workers\t%d\n", len(s.Workers))
 	for _, x := range s.Workers {
-		fmt.Fprintf(w, "  %s\tpid %d\t%s\tseen %s\n", x.Hostname, x.PID, x.Version, x.SeenAt.Format(time.RFC3339))
+		fmt.Fprintf(w, "  %s\tpid %d\t%s\tseen %s\n", cell(x.Hostname), x.PID, cell(x.Version), x.SeenAt.Format(time.RFC3339))
 	}
 	if len(s.WorstSubscriptions) > 0 {
 		fmt.Fprintf(w, "failing most\n")
@@ -133,7 +133,7 @@ func (s *status) print(out io.Writer) error {
 		if x.OpenedAt != nil {
 			circuit = "circuit open since " + x.OpenedAt.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d failures\t%s\t%s\n", x.ID, x.AccountID, x.Status, x.ConsecutiveFailures, x.LastOutcome, circuit)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%d failures\t%s\t%s\n", x.ID, cell(x.AccountID), x.Status, x.ConsecutiveFailures, x.LastOutcome, circuit)
 	}
 	return w.Flush()
 }

@@ -129,7 +129,7 @@ func validName(name string) bool {
 		}
 	}
 	last := labels[len(labels)-1]
-	_, err := strconv.ParseUint(strings.TrimPrefix(last, "0x"), 16, 64)
-	isNumber := err == nil && strings.HasPrefix(last, "0x") || strings.Trim(last, "0123456789") == ""
-	return len(name) <= 253 && !isNumber && last != "0x"
+	hex, isHex := strings.CutPrefix(last, "0x")
+	isNumber := strings.Trim(last, "0123456789") == "" || isHex && strings.Trim(hex, "0123456789abcdef") == ""
+	return len(name) <= 253 && !isNumber
 }
