@@ -20,8 +20,8 @@ GRANT SELECT ON mailhook.subscription_credentials TO mailhook_worker;
 GRANT SELECT, UPDATE, DELETE ON mailhook.erasures TO mailhook_worker;
 GRANT UPDATE (recipient, message_id, campaign_id, sending_node, bridge, dedicated_ip, dedupe_key, data, erased_at) ON mailhook.events TO mailhook_worker;
 GRANT UPDATE (response_excerpt) ON mailhook.attempts TO mailhook_worker;
--- The end of its retention. FOR UPDATE asks for UPDATE of any column.
-GRANT SELECT (id, changed_at), UPDATE (id), DELETE ON mailhook.audit_log TO mailhook_worker;
+-- The end of its retention.
+GRANT SELECT (id, changed_at), DELETE ON mailhook.audit_log TO mailhook_worker;
 GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
 GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 
