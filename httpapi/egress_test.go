@@ -78,7 +78,7 @@ func TestPolicyAtRegistration(t *testing.T) {
 		"https://example.com:0/":     "must have a port from 1 to 65535",
 		"https://example.com:/":      "must have a port from 1 to 65535",
 		"example.com":                "must be an absolute URL, like https://example.com/hook",
-		"https://u:p@example.com/":   "must not have a user or password: use channel.headers",
+		"https://u:p@example.com/":   "must not have a user or password: use channel.auth",
 		"https://example.com/#":      "must not have a fragment: leave out the # and what follows",
 		"https://exämple.com/":       "must have a host name of letters, digits, - and _ (xn-- for others) or an IP address",
 		"https://example.com/\\a":    "must not contain spaces, control characters or backslashes: percent-encode them",
