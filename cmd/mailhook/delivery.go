@@ -3,17 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"mailhook/db"
 )
-
-// commandRole is for commands that ask the database a few things and end.
-func commandRole() db.Role {
-	return db.Role{Name: "mailhook", StatementTimeout: time.Minute, MaxConns: 2}
-}
 
 func deliveryCommand() *cli.Command {
 	action := func(enabled bool, word, says string) cli.ActionFunc {

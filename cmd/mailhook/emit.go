@@ -6,8 +6,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/urfave/cli/v2"
-
-	"mailhook/db"
 )
 
 func emitCommand() *cli.Command {
@@ -26,11 +24,7 @@ func emitCommand() *cli.Command {
 			&cli.StringFlag{Name: "data", EnvVars: []string{"MAILHOOK_DATA"}, Usage: "a JSON object with all other fields"},
 		},
 		Action: func(c *cli.Context) error {
-			url, err := databaseURL(c)
-			if err != nil {
-				return err
-			}
-			pool, err := db.Open(c.Context, url, commandRole())
+			pool, err := commandPool(c, commandRole())
 			if err != nil {
 				return err
 			}

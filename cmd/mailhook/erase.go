@@ -50,11 +50,7 @@ or the same command once more. What has no address in it stays: events are kept 
 			if c.IsSet("account") && c.String("account") == "" {
 				return usagef("--account is empty: name an account, or leave it out for all")
 			}
-			url, err := databaseURL(c)
-			if err != nil {
-				return err
-			}
-			pool, err := db.Open(c.Context, url, db.Role{Name: "mailhook erase", IndexOnly: true, StatementTimeout: time.Minute, MaxConns: 2})
+			pool, err := commandPool(c, db.Role{Name: "mailhook erase", IndexOnly: true, StatementTimeout: time.Minute, MaxConns: 2})
 			if err != nil {
 				return err
 			}

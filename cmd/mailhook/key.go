@@ -121,11 +121,7 @@ type listedKey struct {
 }
 
 func listKeys(c *cli.Context) error {
-	url, err := databaseURL(c)
-	if err != nil {
-		return err
-	}
-	pool, err := db.Open(c.Context, url, commandRole())
+	pool, err := commandPool(c, commandRole())
 	if err != nil {
 		return err
 	}
@@ -220,18 +216,4 @@ func revoke(ctx context.Context, q *db.Queries, id uuid.UUID) (db.RevokeAPIKeyRo
 	return found, q.Audit(ctx, db.Change{
 		AccountID: found.AccountID, Action: "key.revoke", ObjectID: public, Before: map[string]any{"name": found.Name},
 	})
-}
-
-// inCommandTx runs f in one transaction on the database of a command.
-func inCommandTx(c *cli.Context, f func(context.Context, *db.Queries) error) error {
-	url, err := databaseURL(c)
-	if err != nil {
-		return err
-	}
-	pool, err := db.Open(c.Context, url, commandRole())
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	return pgx.BeginFunc(c.Context, pool, func(tx pgx.Tx) error { return f(c.Context, db.New(tx)) })
 }

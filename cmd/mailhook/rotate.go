@@ -21,17 +21,13 @@ func rotateCommand() *cli.Command {
 Exit code 1 if a value could not be opened: it is left as it is, and its subscription is named.`,
 		Flags: append([]cli.Flag{databaseFlag(), jsonFlag()}, keyringFlags()...),
 		Action: func(c *cli.Context) error {
-			url, err := databaseURL(c)
-			if err != nil {
-				return err
-			}
 			ring, err := keyring(c)
 			if err != nil {
 				return err
 			}
 			role := commandRole()
 			role.Name = "mailhook rotate"
-			pool, err := db.Open(c.Context, url, role)
+			pool, err := commandPool(c, role)
 			if err != nil {
 				return err
 			}

@@ -55,11 +55,7 @@ func statusCommand() *cli.Command {
 		Usage: "what waits, what is held, what is dead, which workers live, which subscriptions fail most",
 		Flags: []cli.Flag{databaseFlag(), jsonFlag()},
 		Action: func(c *cli.Context) error {
-			url, err := databaseURL(c)
-			if err != nil {
-				return err
-			}
-			pool, err := db.Open(c.Context, url, commandRole())
+			pool, err := commandPool(c, commandRole())
 			if err != nil {
 				return err
 			}
