@@ -174,7 +174,7 @@ func WithDatabase(server, database string) string {
 
 // patience is how long a test waits for what must come. It is no bar: how fast something comes is shown by make bench and
 // make faults, on a machine that does nothing else.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // Eventually waits until check says true: it asks again and again, and fails the test when its patience ends. For what
 // has no signal to wait for, such as another process's rows.
