@@ -83,7 +83,7 @@ func TestAuditOfAllElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	e := b.settle(t, "acme", b.acme)
-	b.Exec(t, "DELETE FROM mailhook.audit_log")
+	b.Exec(t, "TRUNCATE mailhook.audit_log")
 	retried := b.must(t, 201, b.acme, "POST", "/v1/deliveries/"+b.deadLetter(t, e)+"/retry", nil)["id"].(string)
 	b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+retried+"/retry", nil)
 	b.must(t, 200, b.acme, "POST", "/v1/quarantine/"+e.quarantined+"/release", nil)

@@ -112,8 +112,14 @@ func (c Config) Validate() error {
 	return c.Retention.validate()
 }
 
+// leastAudit is what the table itself keeps, whatever a worker asks.
+const leastAudit = 7 * 24 * time.Hour
+
 func (r Retention) validate() error {
-	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.AuditLog, r.Held} {
+	if r.AuditLog < leastAudit {
+		return fmt.Errorf("--retain-audit must be at least %v: the audit log keeps its last 7 days", leastAudit)
+	}
+	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.Held} {
 		if d < time.Hour {
 			return errors.New("every retention must be at least 1h")
 		}

@@ -3,12 +3,14 @@ package worker
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +33,7 @@ type publicReceiver struct {
 
 func receivePublicly(t *testing.T, addresses ...string) *publicReceiver {
 	t.Helper()
-	r := &publicReceiver{port: "0"}
+	r := &publicReceiver{port: quietPort(t)}
 	for _, address := range append([]string{publicAddress}, addresses...) {
 		listener, err := net.Listen("tcp", net.JoinHostPort(address, r.port))
 		if err != nil {
@@ -40,7 +42,6 @@ func receivePublicly(t *testing.T, addresses ...string) *publicReceiver {
 			}
 			t.Fatal(err)
 		}
-		_, r.port, _ = net.SplitHostPort(listener.Addr().String())
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -51,6 +52,22 @@ func receivePublicly(t *testing.T, addresses ...string) *publicReceiver {
 		t.Cleanup(func() { server.Close() })
 	}
 	return r
+}
+
+// quietPort is one that is free on every address, and below those that systems give out: other tests do not take it before
+// all who need it have it.
+func quietPort(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		listener, err := net.Listen("tcp", ":"+strconv.Itoa(20_000+rand.IntN(10_000)))
+		if err == nil {
+			defer listener.Close()
+			_, port, _ := net.SplitHostPort(listener.Addr().String())
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return ""
 }
 
 // sources are the addresses that requests came from since the last call.

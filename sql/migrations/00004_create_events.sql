@@ -10,6 +10,9 @@ DECLARE
   key_column text := CASE parent WHEN 'events' THEN 'inserted_at' WHEN 'attempts' THEN 'started_at' END;
   move text;
 BEGIN
+  IF key_column IS NULL THEN
+    RAISE EXCEPTION 'only events and attempts have partitions';
+  END IF;
   IF to_regclass(format('mailhook.%I', partition)) IS NOT NULL THEN
     RETURN false;
   END IF;

@@ -40,5 +40,22 @@ COMMENT ON COLUMN mailhook.api_keys.last_used_at IS 'To the minute; NULL: never.
 COMMENT ON COLUMN mailhook.api_keys.expires_at IS 'From then on it is refused; NULL: never.';
 COMMENT ON COLUMN mailhook.api_keys.revoked_at IS 'Refused since: revoked by mailhook key revoke, or its account was deleted.';
 
+-- Who may set revoked_at may not take it back: an API process that is taken over gives no ended key its life again.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.refuse() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+  RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = 'insufficient_privilege';
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.refuse IS 'For triggers whose condition says what nobody may do; their argument says it in words.';
+REVOKE ALL ON FUNCTION mailhook.refuse() FROM PUBLIC;
+CREATE TRIGGER api_keys_stay_revoked BEFORE UPDATE ON mailhook.api_keys
+FOR EACH ROW WHEN (OLD.revoked_at IS DISTINCT FROM NEW.revoked_at AND OLD.revoked_at IS NOT NULL)
+EXECUTE FUNCTION mailhook.refuse('a revoked key stays revoked');
+
 -- +goose Down
 DROP TABLE mailhook.api_keys, mailhook.accounts;
+DROP FUNCTION mailhook.refuse;

@@ -78,6 +78,9 @@ LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+  IF day >= (statement_timestamp() AT TIME ZONE 'UTC')::date THEN
+    RAISE EXCEPTION 'the day is not over';
+  END IF;
   EXECUTE format('DROP TABLE IF EXISTS mailhook.%I', 'attempts_' || to_char(day, 'YYYYMMDD'));
 END
 $$;

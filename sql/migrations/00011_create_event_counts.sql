@@ -70,6 +70,9 @@ DECLARE
   partition text := 'events_' || to_char(day, 'YYYYMMDD');
   needed_by text := mailhook.day_needed_by(day);
 BEGIN
+  IF day >= (statement_timestamp() AT TIME ZONE 'UTC')::date THEN
+    RAISE EXCEPTION 'the day is not over';
+  END IF;
   IF needed_by <> '' THEN
     RETURN needed_by;
   END IF;

@@ -25,5 +25,10 @@ COMMENT ON COLUMN mailhook.audit_log.object_id IS 'The public id of what was cha
 COMMENT ON COLUMN mailhook.audit_log.before IS 'The fields that changed, as the API shows them, before; NULL: there is nothing to show. Never secrets, header values, recipients, or more of a URL than scheme, host and path.';
 COMMENT ON COLUMN mailhook.audit_log.after IS 'The same fields after.';
 
+-- Workers drop old lines, and may have been taken over.
+CREATE TRIGGER audit_log_stays BEFORE DELETE ON mailhook.audit_log
+FOR EACH ROW WHEN (OLD.changed_at > statement_timestamp() - interval '7 days')
+EXECUTE FUNCTION mailhook.refuse('the audit log keeps its last 7 days');
+
 -- +goose Down
 DROP TABLE mailhook.audit_log;

@@ -6,9 +6,13 @@
 GRANT SELECT ON mailhook.goose_db_version, mailhook.installation, mailhook.accounts, mailhook.event_types, mailhook.subscription_event_types,
   mailhook.detached_days TO mailhook_worker;
 GRANT UPDATE (secret_key_id) ON mailhook.installation TO mailhook_worker;
-GRANT SELECT, INSERT, DELETE ON mailhook.outbox, mailhook.events, mailhook.attempts, mailhook.events_default, mailhook.attempts_default TO mailhook_worker;
+GRANT SELECT, INSERT, DELETE ON mailhook.outbox TO mailhook_worker;
+GRANT SELECT, INSERT ON mailhook.events, mailhook.attempts TO mailhook_worker;
+GRANT SELECT, DELETE ON mailhook.events_default, mailhook.attempts_default TO mailhook_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.deliveries, mailhook.dead_letters, mailhook.quarantine, mailhook.dedupe_keys, mailhook.subscription_health,
-  mailhook.workers, mailhook.task_leases, mailhook.replays, mailhook.test_deliveries, mailhook.event_counts TO mailhook_worker;
+  mailhook.workers, mailhook.task_leases TO mailhook_worker;
+GRANT SELECT, UPDATE, DELETE ON mailhook.replays, mailhook.test_deliveries TO mailhook_worker;
+GRANT SELECT, INSERT, UPDATE ON mailhook.event_counts TO mailhook_worker;
 -- The end of a dead letter changes when its subscription is deleted; nothing else in an attempt does.
 GRANT UPDATE (ended_as, ended_reason) ON mailhook.attempts TO mailhook_worker;
 -- FOR UPDATE asks for UPDATE of any column; id is GENERATED ALWAYS.
@@ -29,14 +33,16 @@ GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 GRANT SELECT ON mailhook.goose_db_version, mailhook.installation, mailhook.event_types, mailhook.outbox, mailhook.events, mailhook.attempts, mailhook.workers,
   mailhook.unfinished_deliveries TO mailhook_api;
 GRANT UPDATE (secret_key_id) ON mailhook.installation TO mailhook_api;
-GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.deliveries, mailhook.dead_letters, mailhook.replays, mailhook.test_deliveries,
-  mailhook.subscription_health TO mailhook_api;
+GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.subscription_health TO mailhook_api;
+GRANT SELECT, INSERT, UPDATE (next_attempt_at) ON mailhook.deliveries TO mailhook_api;
+GRANT SELECT, DELETE ON mailhook.dead_letters, mailhook.quarantine TO mailhook_api;
+GRANT SELECT, INSERT, UPDATE (state) ON mailhook.replays TO mailhook_api;
+GRANT SELECT, INSERT, DELETE ON mailhook.test_deliveries TO mailhook_api;
 GRANT SELECT, INSERT, UPDATE ON mailhook.subscriptions TO mailhook_api;
 GRANT SELECT (id, subscription_id, key_id, created_at, expires_at), INSERT, UPDATE (expires_at), DELETE ON mailhook.subscription_secrets TO mailhook_api;
 GRANT SELECT (subscription_id, kind, key_id), INSERT, UPDATE (key_id, sealed), DELETE ON mailhook.subscription_credentials TO mailhook_api;
-GRANT SELECT, DELETE ON mailhook.quarantine TO mailhook_api;
 GRANT SELECT, UPDATE (last_used_at, revoked_at) ON mailhook.api_keys TO mailhook_api;
-GRANT INSERT ON mailhook.audit_log TO mailhook_api;
+GRANT INSERT (actor, actor_key_id, account_id, action, object_id, before, after) ON mailhook.audit_log TO mailhook_api;
 -- Whom an erasure is about only workers read.
 GRANT INSERT (account_id, pattern, is_dry_run), SELECT (id, account_id, is_dry_run, state, phase, scanned_count, outbox_count, event_count, delivery_count,
   attempt_count, dead_letter_count, quarantine_count, dedupe_key_count, test_delivery_count, created_at, ended_at) ON mailhook.erasures TO mailhook_api;
