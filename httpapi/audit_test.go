@@ -82,7 +82,7 @@ func TestAuditOfASubscription(t *testing.T) {
 func TestAuditOfAllElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	e := b.settle(t, "acme", b.acme)
+	e := b.settle(t, "acme", b.acme, 3)
 	b.Exec(t, "DELETE FROM mailhook.audit_log")
 	retried := b.must(t, 201, b.acme, "POST", "/v1/deliveries/"+b.deadLetter(t, e)+"/retry", nil)["id"].(string)
 	b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+retried+"/retry", nil)
@@ -123,7 +123,7 @@ func (b *bundle) deadLetter(t *testing.T, e estate) string {
 func TestNoChangeWithoutItsLine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	e := b.settle(t, "acme", b.acme)
+	e := b.settle(t, "acme", b.acme, 3)
 	dead := b.deadLetter(t, e)
 	b.Exec(t, "ALTER TABLE mailhook.audit_log ADD CONSTRAINT no CHECK (false) NOT VALID")
 	before := b.stateOfAcme(t)

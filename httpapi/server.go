@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -81,8 +82,9 @@ type server struct {
 	pool         *db.Pool
 	queries      *db.Queries
 	installation string
-	keys         *limiters[keyHash]      // requests by a key that has been good in this process
-	strangers    *limiters[netip.Prefix] // requests without a valid key
+	masterKey    atomic.Pointer[db.MasterKey] // the installation's, as last seen; never nil
+	keys         *limiters[keyHash]           // requests by a key that has been good in this process
+	strangers    *limiters[netip.Prefix]      // requests without a valid key
 }
 
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from
@@ -104,9 +106,11 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 	if err := s.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&s.installation); err != nil {
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
-	if err := config.Keyring.Check(ctx, s.queries); err != nil {
+	key, err := config.Keyring.Installed(ctx, s.queries)
+	if err != nil {
 		return nil, err
 	}
+	s.masterKey.Store(key)
 	mux := http.NewServeMux()
 	s.addHealth(mux)
 	if err := s.addRoutes(mux); err != nil {
