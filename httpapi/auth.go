@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +41,9 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	if err == nil && who.readOnly && ctx.Operation().Method != http.MethodGet {
 		err = fail(codeForbidden, "this key may only read: take one made with --scope write")
 	}
+	if err == nil && slices.Contains(queryOf(ctx)["account_id"], "") { // a variable that a script has not set must not mean all
+		err = invalid(FieldError{"account_id", "too_short", "must not be empty: leave it out for all accounts"})
+	}
 	if err != nil {
 		_, w := humago.Unwrap(ctx)
 		var problem *Problem
@@ -52,28 +57,38 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, callerKey{}, who))
 }
 
+func queryOf(ctx huma.Context) url.Values {
+	address := ctx.URL()
+	return address.Query()
+}
+
 // callerOf finds the caller. A key that has been good here before is counted by itself. For all else the failures are
 // counted by where they come from, and beyond their rate the database is not asked: neither can use up what the other has.
+// A place is taken before the look-up, and given back when the key is good, so that many at a time count as one after another.
 func (s *server) callerOf(ctx context.Context, authorization, remote string) (caller, error) {
 	key, isKey := bearerKey(authorization)
 	hash, network := keyHash(db.HashAPIKey(key)), networkOf(remote)
 	isKnown := isKey && s.keys.knows(hash)
-	wait, message := s.strangers.mustWait(network), "too many requests without a valid key: wait as long as Retry-After says"
+	settle := func(bool) {}
 	if isKnown {
-		wait, message = s.keys.take(hash), "the key is used too often: wait as long as Retry-After says"
+		if wait := s.keys.take(hash); wait > 0 {
+			return caller{}, tooMany(wait, "the key is used too often: wait as long as Retry-After says")
+		}
+	} else {
+		var wait time.Duration
+		if settle, wait = s.strangers.reserve(network); wait > 0 {
+			return caller{}, tooMany(wait, "too many requests without a valid key: wait as long as Retry-After says")
+		}
 	}
-	if wait > 0 {
-		return caller{}, tooMany(wait, message)
-	}
+	isRefused := false
+	defer func() { settle(isRefused) }()
 	row, err := s.findKey(ctx, isKey, hash)
-	var refused *Problem
-	switch {
-	case errors.As(err, &refused) && !isKnown:
-		s.strangers.take(network)
+	if err != nil {
+		var refused *Problem
+		isRefused = errors.As(err, &refused)
 		return caller{}, err
-	case err != nil:
-		return caller{}, err
-	case !isKnown:
+	}
+	if !isKnown {
 		s.keys.take(hash)
 	}
 	s.noteUse(ctx, row.ID, hash)
