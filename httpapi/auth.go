@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -130,12 +131,42 @@ func (s *server) noteUse(ctx context.Context, id uuid.UUID, hash keyHash) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), useNotedWithin)
+	if !s.notes.begin() {
+		cancel()
+		return
+	}
 	go func() {
+		defer s.notes.pending.Done()
 		defer cancel()
 		if err := s.queries.TouchAPIKey(ctx, id); err != nil {
 			s.config.Logger.WarnContext(ctx, "the use of a key is not noted", "key_id", db.FormatID(db.KeyPrefix, id), "error", err)
 		}
 	}()
+}
+
+// notes are the statements beside requests that have not ended.
+type notes struct {
+	mutex   sync.Mutex
+	closed  bool
+	pending sync.WaitGroup
+}
+
+// begin says whether there may be one more; its end is pending.Done.
+func (n *notes) begin() bool {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	if !n.closed {
+		n.pending.Add(1)
+	}
+	return !n.closed
+}
+
+// close lets none begin and waits for those that have, which end within useNotedWithin.
+func (n *notes) close() {
+	n.mutex.Lock()
+	n.closed = true
+	n.mutex.Unlock()
+	n.pending.Wait()
 }
 
 func callerFrom(ctx context.Context) caller {

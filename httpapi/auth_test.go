@@ -53,6 +53,28 @@ func TestTheUseOfAKeyIsNoted(t *testing.T) {
 	dbtest.Eventually(t, "the log says that it was not noted", func() bool { return strings.Contains(b.logs.String(), "not noted") })
 }
 
+// A process that stops has written what its last requests left to write.
+func TestTheUseOfAKeyIsNotedBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const keys = 30
+	var group sync.WaitGroup
+	for range keys {
+		key, _ := b.addKeyWith(t, db.InsertAPIKeyParams{Name: "last", Scope: "read"})
+		group.Go(func() {
+			if r := b.send(t, key, "GET", "/v1/egress", nil); r.status != 200 {
+				t.Errorf("%d %s", r.status, r.text)
+			}
+		})
+	}
+	group.Wait()
+	b.api.Close()
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.api_keys WHERE name = 'last' AND last_used_at IS NOT NULL"); n != keys {
+		t.Errorf("the use of %d keys is noted, of %d", n, keys)
+	}
+	b.must(t, 200, b.acme, "GET", "/v1/egress", nil) // a late one is served, and not noted
+}
+
 // tooMany checks the answer to one request too many.
 func (b *bundle) tooMany(t *testing.T, key string) {
 	t.Helper()

@@ -144,7 +144,10 @@ func (b *bundle) another(t *testing.T, change func(*Config)) (url string) {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(handler)
-	t.Cleanup(server.Close)
+	t.Cleanup(func() {
+		server.Close()
+		handler.Close()
+	})
 	return server.URL
 }
 

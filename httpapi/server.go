@@ -85,12 +85,22 @@ type server struct {
 	masterKey    atomic.Pointer[db.MasterKey] // the installation's, as last seen; never nil
 	keys         *limiters[keyHash]           // requests by a key that has been good in this process
 	strangers    *limiters[netip.Prefix]      // requests without a valid key
+	notes        notes
 }
+
+// An API serves the requests. Close it after the last of them.
+type API struct {
+	http.Handler
+	server *server
+}
+
+// Close waits for what is written beside requests, five seconds at most. The pool stays open.
+func (a *API) Close() { a.server.notes.close() }
 
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from
 // the database, so it fails without one. A test send holds its request open for the timeout of its subscription and
 // config.TestWait, so the server needs a write timeout of 65 s and more, or none.
-func New(ctx context.Context, config Config) (http.Handler, error) {
+func New(ctx context.Context, config Config) (*API, error) {
 	if config.Pool == nil || config.Keyring == nil {
 		return nil, errors.New("httpapi needs a pool and a keyring")
 	}
@@ -117,7 +127,7 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 		return nil, err
 	}
 	mux.HandleFunc("/", answerUnknown(mux))
-	return s.logAccess(SecurityHeaders(s.recoverPanics(prepare(mux)))), nil
+	return &API{s.logAccess(SecurityHeaders(s.recoverPanics(prepare(mux)))), s}, nil
 }
 
 // addRoutes registers the routes of all resources and the OpenAPI document.
