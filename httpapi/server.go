@@ -98,7 +98,7 @@ type API struct {
 func (a *API) Close() { a.server.notes.close() }
 
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from
-// the database, so it fails without one. A test send holds its request open for the timeout of its subscription and
+// the database, so it fails without one, and checks that the sessions may do what the API does. A test send holds its request open for the timeout of its subscription and
 // config.TestWait, so the server needs a write timeout of 65 s and more, or none.
 func New(ctx context.Context, config Config) (*API, error) {
 	if config.Pool == nil || config.Keyring == nil {
@@ -113,6 +113,9 @@ func New(ctx context.Context, config Config) (*API, error) {
 	s := &server{config: config, pool: config.Pool, queries: db.New(config.Pool)}
 	s.keys = newLimiters[keyHash](config.RateLimit, int(2*config.RateLimit)+1)
 	s.strangers = newLimiters[netip.Prefix](config.StrangerRateLimit, int(20*config.StrangerRateLimit)+1)
+	if err := db.CheckPrivileges(ctx, s.pool, db.APIRole); err != nil {
+		return nil, err
+	}
 	if err := s.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&s.installation); err != nil {
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailhook/db"
+	"mailhook/db/dbtest"
 )
 
 // things are one of each, of account acme.
@@ -261,5 +264,25 @@ func TestAPanicTellsNoSecrets(t *testing.T) {
 		if text := logs.String(); answer.Code != 500 || !strings.Contains(text, "server_test.go") || strings.Contains(text+answer.Body.String(), canary) {
 			t.Errorf("%s: %d %s\n%s", name, answer.Code, answer.Body, text)
 		}
+	}
+}
+
+// Who reads the schema's version may be the other part: it would be ready, and fail at each request.
+func TestALoginOfTheWorkerIsRefused(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	keyring, err := db.NewKeyring(db.NewMasterKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := DefaultConfig()
+	config.Keyring = keyring
+	if config.Pool, err = db.Open(t.Context(), d.As("mailhook_worker"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 2}); err != nil {
+		t.Fatal(err)
+	}
+	defer config.Pool.Close()
+	const want = "the database role mailhook_worker lacks SELECT on mailhook.api_keys: GRANT mailhook_api TO mailhook_worker"
+	if _, err := New(t.Context(), config); err == nil || err.Error() != want {
+		t.Error(err)
 	}
 }
