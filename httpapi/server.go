@@ -86,6 +86,7 @@ type server struct {
 	keys         *limiters[keyHash]           // requests by a key that has been good in this process
 	strangers    *limiters[netip.Prefix]      // requests without a valid key
 	notes        notes
+	readiness    readiness
 }
 
 // An API serves the requests. Close it after the last of them.

@@ -286,3 +286,21 @@ func TestALoginOfTheWorkerIsRefused(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A process that was not restarted before a rotation of the master key is not ready after it.
+func TestNotReadyWithoutTheMasterKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.must(t, 200, "", "GET", "/readyz", nil)
+	key := dbtest.QueryOne[string](t, b.DB, "SELECT secret_key_id FROM mailhook.installation")
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = '00000000'")
+	dbtest.Eventually(t, "not ready", func() bool {
+		r := b.send(t, "", "GET", "/readyz", nil)
+		return r.status == 503 && strings.Contains(r.text, "lacks the master key") && !strings.Contains(r.text, "00000000")
+	})
+	if !strings.Contains(b.logs.String(), "00000000") {
+		t.Errorf("the log does not say which: %s", b.logs.String())
+	}
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = $1", key)
+	dbtest.Eventually(t, "ready again", func() bool { return b.send(t, "", "GET", "/readyz", nil).status == 200 })
+}
