@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -38,6 +39,8 @@ type MasterKey struct {
 	// ID names the key without telling it: what the key_id columns hold.
 	ID   string
 	aead cipher.AEAD
+	// cursors is of a key derived from this one, so that no text of a customer's is ever opened with the key of the secrets.
+	cursors cipher.AEAD
 }
 
 // NewKeyring takes master keys of 32 bytes in base64, with commas or line ends between them, as in MAILHOOK_SECRET_KEY.
@@ -70,6 +73,21 @@ func newMasterKey(encoded string) (*MasterKey, error) {
 	if err != nil || len(key) != 32 {
 		return nil, errNotAKey
 	}
+	aead, err := newAEAD(key)
+	if err != nil {
+		return nil, err
+	}
+	derived := hmac.New(sha256.New, key)
+	derived.Write([]byte("mailhook cursors"))
+	cursors, err := newAEAD(derived.Sum(nil))
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(key)
+	return &MasterKey{hex.EncodeToString(sum[:4]), aead, cursors}, nil
+}
+
+func newAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, fmt.Errorf("set up cipher: %w", err)
@@ -78,8 +96,7 @@ func newMasterKey(encoded string) (*MasterKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up cipher: %w", err)
 	}
-	sum := sha256.Sum256(key)
-	return &MasterKey{hex.EncodeToString(sum[:4]), aead}, nil
+	return aead, nil
 }
 
 // NewMasterKey is a fresh key in the form that NewKeyring takes.
@@ -111,9 +128,15 @@ func (k *Keyring) IDs() []string {
 	return ids
 }
 
-// Check refuses to go on without the key that this installation seals with. The first process that ever starts makes its
-// first key that one. It only reads where there is one already.
+// Check refuses to go on without the key that this installation seals with, as Installed does.
 func (k *Keyring) Check(ctx context.Context, q *Queries) error {
+	_, err := k.Installed(ctx, q)
+	return err
+}
+
+// Installed is the key that this installation seals with; ErrUnknownKey in a process that lacks it. The first process that
+// ever starts makes its first key that one. It only reads where there is one already.
+func (k *Keyring) Installed(ctx context.Context, q *Queries) (*MasterKey, error) {
 	current, err := q.GetMasterKeyID(ctx)
 	if err == nil && current == "" {
 		if err = q.ClaimMasterKey(ctx, k.First().ID); err == nil {
@@ -121,12 +144,13 @@ func (k *Keyring) Check(ctx context.Context, q *Queries) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("check the master key: %w", err)
+		return nil, fmt.Errorf("check the master key: %w", err)
 	}
-	if k.Find(current) == nil {
-		return k.lacks(current)
+	key := k.Find(current)
+	if key == nil {
+		return nil, k.lacks(current)
 	}
-	return nil
+	return key, nil
 }
 
 // lacks is the error of a process that cannot seal for this installation.
@@ -176,4 +200,25 @@ func (k *Keyring) Open(kind string, subscription uuid.UUID, keyID string, sealed
 // associated ends with the 16 bytes of the id, so no two pairs have the same.
 func associated(kind string, subscription uuid.UUID) []byte {
 	return append([]byte(kind+"\x00"), subscription[:]...)
+}
+
+// SealCursor encrypts what a customer gets to hand back, and is not to read: a cursor may stand at another account's row.
+func (m *MasterKey) SealCursor(plain []byte) []byte {
+	nonce := make([]byte, m.cursors.NonceSize(), m.cursors.NonceSize()+len(plain)+m.cursors.Overhead())
+	rand.Read(nonce)
+	return m.cursors.Seal(nonce, nonce, plain, nil)
+}
+
+// OpenCursor decrypts what SealCursor made with any key of this ring.
+func (k *Keyring) OpenCursor(sealed []byte) (plain []byte, ok bool) {
+	for _, key := range k.keys {
+		size := key.cursors.NonceSize()
+		if len(sealed) < size {
+			return nil, false
+		}
+		if plain, err := key.cursors.Open(nil, sealed[:size], sealed[size:], nil); err == nil {
+			return plain, true
+		}
+	}
+	return nil, false
 }

@@ -148,3 +148,32 @@ func TestTheFirstProcessDecidesTheMasterKey(t *testing.T) {
 		}
 	}
 }
+
+// A cursor is opened by every process that has its key, and shows nothing.
+func TestCursorsAreSealed(t *testing.T) {
+	t.Parallel()
+	const plain = "dlv_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b"
+	old, next := db.NewMasterKey(), db.NewMasterKey()
+	sealed := newKeyring(t, old).First().SealCursor([]byte(plain))
+	if bytes.Contains(sealed, []byte(plain)) {
+		t.Error("the plaintext shows")
+	}
+	if got, ok := newKeyring(t, next, old).OpenCursor(sealed); !ok || string(got) != plain {
+		t.Errorf("%q, %v", got, ok)
+	}
+	if _, ok := newKeyring(t, next).OpenCursor(sealed); ok {
+		t.Error("another key opens it")
+	}
+	if _, err := newKeyring(t, old).Open(db.SealedSecret, uuid.UUID{}, newKeyring(t, old).First().ID, sealed); err == nil {
+		t.Error("it opens as a secret")
+	}
+	for n := range sealed {
+		changed := bytes.Clone(sealed)
+		changed[n] ^= 1
+		for _, bad := range [][]byte{changed, sealed[:n]} {
+			if _, ok := newKeyring(t, old).OpenCursor(bad); ok {
+				t.Errorf("it opens with byte %d changed or left out", n)
+			}
+		}
+	}
+}

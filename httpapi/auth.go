@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -39,6 +42,9 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	if err == nil && who.readOnly && ctx.Operation().Method != http.MethodGet {
 		err = fail(codeForbidden, "this key may only read: take one made with --scope write")
 	}
+	if err == nil && slices.Contains(queryOf(ctx)["account_id"], "") { // a variable that a script has not set must not mean all
+		err = invalid(FieldError{"account_id", "too_short", "must not be empty: leave it out for all accounts"})
+	}
 	if err != nil {
 		_, w := humago.Unwrap(ctx)
 		var problem *Problem
@@ -52,28 +58,38 @@ func (s *server) authenticate(ctx huma.Context, next func(huma.Context)) {
 	next(huma.WithValue(ctx, callerKey{}, who))
 }
 
+func queryOf(ctx huma.Context) url.Values {
+	address := ctx.URL()
+	return address.Query()
+}
+
 // callerOf finds the caller. A key that has been good here before is counted by itself. For all else the failures are
 // counted by where they come from, and beyond their rate the database is not asked: neither can use up what the other has.
+// A place is taken before the look-up, and given back when the key is good, so that many at a time count as one after another.
 func (s *server) callerOf(ctx context.Context, authorization, remote string) (caller, error) {
 	key, isKey := bearerKey(authorization)
 	hash, network := keyHash(db.HashAPIKey(key)), networkOf(remote)
 	isKnown := isKey && s.keys.knows(hash)
-	wait, message := s.strangers.mustWait(network), "too many requests without a valid key: wait as long as Retry-After says"
+	settle := func(bool) {}
 	if isKnown {
-		wait, message = s.keys.take(hash), "the key is used too often: wait as long as Retry-After says"
+		if wait := s.keys.take(hash); wait > 0 {
+			return caller{}, tooMany(wait, "the key is used too often: wait as long as Retry-After says")
+		}
+	} else {
+		var wait time.Duration
+		if settle, wait = s.strangers.reserve(network); wait > 0 {
+			return caller{}, tooMany(wait, "too many requests without a valid key: wait as long as Retry-After says")
+		}
 	}
-	if wait > 0 {
-		return caller{}, tooMany(wait, message)
-	}
+	isRefused := false
+	defer func() { settle(isRefused) }()
 	row, err := s.findKey(ctx, isKey, hash)
-	var refused *Problem
-	switch {
-	case errors.As(err, &refused) && !isKnown:
-		s.strangers.take(network)
+	if err != nil {
+		var refused *Problem
+		isRefused = errors.As(err, &refused)
 		return caller{}, err
-	case err != nil:
-		return caller{}, err
-	case !isKnown:
+	}
+	if !isKnown {
 		s.keys.take(hash)
 	}
 	s.noteUse(ctx, row.ID, hash)
@@ -115,12 +131,42 @@ func (s *server) noteUse(ctx context.Context, id uuid.UUID, hash keyHash) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), useNotedWithin)
+	if !s.notes.begin() {
+		cancel()
+		return
+	}
 	go func() {
+		defer s.notes.pending.Done()
 		defer cancel()
 		if err := s.queries.TouchAPIKey(ctx, id); err != nil {
 			s.config.Logger.WarnContext(ctx, "the use of a key is not noted", "key_id", db.FormatID(db.KeyPrefix, id), "error", err)
 		}
 	}()
+}
+
+// notes are the statements beside requests that have not ended.
+type notes struct {
+	mutex   sync.Mutex
+	closed  bool
+	pending sync.WaitGroup
+}
+
+// begin says whether there may be one more; its end is pending.Done.
+func (n *notes) begin() bool {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	if !n.closed {
+		n.pending.Add(1)
+	}
+	return !n.closed
+}
+
+// close lets none begin and waits for those that have, which end within useNotedWithin.
+func (n *notes) close() {
+	n.mutex.Lock()
+	n.closed = true
+	n.mutex.Unlock()
+	n.pending.Wait()
 }
 
 func callerFrom(ctx context.Context) caller {

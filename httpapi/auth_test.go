@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"mailhook/db"
@@ -51,6 +53,28 @@ func TestTheUseOfAKeyIsNoted(t *testing.T) {
 	dbtest.Eventually(t, "the log says that it was not noted", func() bool { return strings.Contains(b.logs.String(), "not noted") })
 }
 
+// A process that stops has written what its last requests left to write.
+func TestTheUseOfAKeyIsNotedBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const keys = 30
+	var group sync.WaitGroup
+	for range keys {
+		key, _ := b.addKeyWith(t, db.InsertAPIKeyParams{Name: "last", Scope: "read"})
+		group.Go(func() {
+			if r := b.send(t, key, "GET", "/v1/egress", nil); r.status != 200 {
+				t.Errorf("%d %s", r.status, r.text)
+			}
+		})
+	}
+	group.Wait()
+	b.api.Close()
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.api_keys WHERE name = 'last' AND last_used_at IS NOT NULL"); n != keys {
+		t.Errorf("the use of %d keys is noted, of %d", n, keys)
+	}
+	b.must(t, 200, b.acme, "GET", "/v1/egress", nil) // a late one is served, and not noted
+}
+
 // tooMany checks the answer to one request too many.
 func (b *bundle) tooMany(t *testing.T, key string) {
 	t.Helper()
@@ -90,6 +114,49 @@ func TestRequestsWithoutAValidKeyAreSlowedDown(t *testing.T) {
 	}
 	for range 5 {
 		b.must(t, 200, b.acme, "GET", "/v1/subscriptions", nil)
+	}
+}
+
+// Many at a time are no way around the limit: each has taken a place before its key is looked up.
+func TestManyStrangersAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) { c.StrangerRateLimit = 1e-9 }) // a burst of 1, and no more within the life of this test
+	var lookedUp, slowedDown atomic.Int64
+	var group sync.WaitGroup
+	for range 100 {
+		group.Go(func() {
+			unknown, _ := db.NewAPIKey()
+			switch r := b.send(t, unknown, "GET", "/v1/subscriptions", nil); r.status {
+			case 401:
+				lookedUp.Add(1)
+			case 429:
+				slowedDown.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if lookedUp.Load() != 1 || slowedDown.Load() != 99 {
+		t.Errorf("of 100 keys %d were looked up and %d not", lookedUp.Load(), slowedDown.Load())
+	}
+}
+
+func TestWhatDoesNotCountIsGivenBack(t *testing.T) {
+	t.Parallel()
+	l := newLimiters[int](1e-9, 2)
+	first, _ := l.reserve(1)
+	second, _ := l.reserve(1)
+	if _, wait := l.reserve(1); wait <= 0 {
+		t.Error("a third has a place")
+	}
+	first(false)
+	second(true)
+	third, wait := l.reserve(1)
+	if wait > 0 {
+		t.Fatal("what did not count is gone")
+	}
+	third(true)
+	if _, wait := l.reserve(1); wait <= 0 {
+		t.Error("what counted is there again")
 	}
 }
 

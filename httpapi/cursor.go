@@ -12,7 +12,7 @@ import (
 // ListParams are the query parameters of every list.
 type ListParams struct {
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many to answer at most. A page may be shorter and still have a next_cursor."`
-	Cursor string `query:"cursor" maxLength:"1000" doc:"next_cursor of the page before, with the same filters."`
+	Cursor string `query:"cursor" maxLength:"1000" doc:"next_cursor of the page before, with the same filters. It is refused (422) once the master key that it was made with is gone: start without one."`
 }
 
 // AccountParam is the filter by account of lists.
@@ -42,7 +42,8 @@ func widen[R any](limit int, scan func(rows int32) ([]R, error), isHorizon func(
 	return scan(scanRows)
 }
 
-// cursorText is what a cursor holds, in base64url.
+// cursorText is what a cursor holds, sealed, in base64url. A list of one account is read out of the rows of all, so the last
+// row that was looked at, where the next page begins, may be another account's.
 type cursorText struct {
 	Micros  int64  `json:"t"`
 	ID      string `json:"i"`
@@ -51,13 +52,17 @@ type cursorText struct {
 
 // after decodes the cursor of a request; nil is the first page. filters are the list and everything that it is
 // filtered by: a cursor made with others is refused.
-func (p ListParams) after(filters ...any) (*position, error) {
+func (s *server) after(p ListParams, filters ...any) (*position, error) {
 	if p.Cursor == "" {
 		return nil, nil
 	}
 	refused := invalid(FieldError{"cursor", "invalid_cursor", "is not a cursor of this list"})
-	text, err := base64.RawURLEncoding.DecodeString(p.Cursor)
+	sealed, err := base64.RawURLEncoding.DecodeString(p.Cursor)
 	if err != nil {
+		return nil, refused
+	}
+	text, ok := s.config.Keyring.OpenCursor(sealed)
+	if !ok { // also where a rotation has ended and its old key is gone
 		return nil, refused
 	}
 	var decoded cursorText
@@ -70,8 +75,8 @@ func (p ListParams) after(filters ...any) (*position, error) {
 	return &position{time.UnixMicro(decoded.Micros).UTC(), decoded.ID}, nil
 }
 
-// next encodes a position as a cursor; nil is the end of the list.
-func (p ListParams) next(last *position, filters ...any) *string {
+// next encodes a position as a cursor; nil is the end of the list. It seals with the key that every API process has.
+func (s *server) next(last *position, filters ...any) *string {
 	if last == nil {
 		return nil
 	}
@@ -83,7 +88,7 @@ func (p ListParams) next(last *position, filters ...any) *string {
 	if err != nil {
 		panic(err) // strings and a number
 	}
-	encoded := base64.RawURLEncoding.EncodeToString(text)
+	encoded := base64.RawURLEncoding.EncodeToString(s.masterKey.Load().SealCursor(text))
 	return &encoded
 }
 

@@ -75,6 +75,12 @@ func TestPolicyAtRegistration(t *testing.T) {
 		"https://example.com:8081/":  "must not use a port of mail, databases or administration: use 443, or another one",
 		"https://example.com:25/":    "must not use a port of mail, databases or administration: use 443, or another one",
 		"http://example.com/":        "must be an https URL; for http an admin sets allow_insecure_http of the account",
+		"http://example.com:25/":     "must be an https URL; for http an admin sets allow_insecure_http of the account",
+		"http://169.254.169.254/":    "must not lead to a private, local or reserved address: give a host that the internet can reach",
+		"http://[::1]:8080/":         "must not lead to a private, local or reserved address: give a host that the internet can reach",
+		"http://localhost/":          "must not lead to a private, local or reserved address: give a host that the internet can reach",
+		"http://8.8.8.8/":            "must be an https URL; for http an admin sets allow_insecure_http of the account",
+		"ftp://10.0.0.1/":            "must be an https URL; for http an admin sets allow_insecure_http of the account",
 		"https://example.com:0/":     "must have a port from 1 to 65535",
 		"https://example.com:/":      "must have a port from 1 to 65535",
 		"example.com":                "must be an absolute URL, like https://example.com/hook",
@@ -144,7 +150,10 @@ func (b *bundle) another(t *testing.T, change func(*Config)) (url string) {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(handler)
-	t.Cleanup(server.Close)
+	t.Cleanup(func() {
+		server.Close()
+		handler.Close()
+	})
 	return server.URL
 }
 

@@ -66,6 +66,9 @@ func (s *server) addErasures(api huma.API) {
 }
 
 func (s *server) eraseRecipient(ctx context.Context, who caller, in *eraseRequest) (out *erasureResponse, err error) {
+	if in.Body.AccountID.isValue() && in.Body.AccountID.value == "" { // a variable that a script has not set must not mean all
+		return nil, invalid(FieldError{"account_id", "too_short", "must not be empty: leave it out for all accounts"})
+	}
 	account, err := who.scope(in.Body.AccountID.value)
 	if err != nil {
 		return nil, err

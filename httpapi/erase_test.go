@@ -35,6 +35,13 @@ func TestEraseIsAskedFor(t *testing.T) {
 	if one["account_id"] != "evil" || all["account_id"] != nil {
 		t.Errorf("%v\n%v", one, all)
 	}
+	erasures := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.erasures")
+	for _, key := range []string{b.admin, b.acme} {
+		b.mustFail(t, 422, "account_id", "too_short", key, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com", "account_id": ""})
+	}
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.erasures"); n != erasures {
+		t.Errorf("%d erasures for no account in particular", n-erasures)
+	}
 	path := "/v1/erasures/"
 	b.must(t, 200, b.acme, "GET", path+mine["id"].(string), nil)
 	b.must(t, 200, b.evil, "GET", path+one["id"].(string), nil)

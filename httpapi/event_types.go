@@ -36,7 +36,7 @@ func (s *server) addEventTypes(api huma.API) {
 }
 
 func (s *server) listEventTypes(ctx context.Context, _ caller, in *listEventTypesRequest) (*eventTypesResponse, error) {
-	after, err := in.after("event-types")
+	after, err := s.after(in.ListParams, "event-types")
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +54,6 @@ func (s *server) listEventTypes(ctx context.Context, _ caller, in *listEventType
 	for _, row := range rows {
 		out.Body.Data = append(out.Body.Data, EventType{row.Name, row.Description, Object(row.Sample)})
 	}
-	out.Body.NextCursor = in.next(last, "event-types")
+	out.Body.NextCursor = s.next(last, "event-types")
 	return out, nil
 }

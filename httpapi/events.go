@@ -95,7 +95,7 @@ func (s *server) listEvents(ctx context.Context, who caller, in *listEventsReque
 		return nil, invalid(invalidEventType("event_type"))
 	}
 	filters := []any{"events", account, in.EventType, in.Recipient, in.Since, in.Until}
-	after, err := in.after(filters...)
+	after, err := s.after(in.ListParams, filters...)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (s *server) listEvents(ctx context.Context, who caller, in *listEventsReque
 	for _, row := range rows {
 		out.Body.Data = append(out.Body.Data, s.eventOf(row))
 	}
-	out.Body.NextCursor = in.next(last, filters...)
+	out.Body.NextCursor = s.next(last, filters...)
 	return out, nil
 }
 

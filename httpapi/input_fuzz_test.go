@@ -1,7 +1,9 @@
 package httpapi
 
 import (
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"math"
 	"net/netip"
 	"net/url"
@@ -143,21 +145,35 @@ func FuzzDuration(f *testing.F) {
 
 // FuzzCursor: a cursor leads where one of ours can lead, or is refused.
 func FuzzCursor(f *testing.F) {
-	for _, at := range []time.Time{{}, time.UnixMicro(1), time.Date(2024, 1, 15, 10, 30, 0, 0, time.UTC)} {
-		f.Add(*ListParams{}.next(&position{at, "dlv_1"}, "deliveries"))
+	keyring, err := db.NewKeyring(db.NewMasterKey())
+	if err != nil {
+		f.Fatal(err)
+	}
+	s := &server{config: Config{Keyring: keyring}}
+	s.masterKey.Store(keyring.First())
+	for _, micros := range []int64{0, 1, 1705314600000000} {
+		f.Add(base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"t":%d,"i":"dlv_1","f":"%s"}`, micros, hashFilters([]any{"deliveries"}))))
 	}
 	f.Add("")
 	f.Add("e30")
 	f.Add("!")
 	f.Fuzz(func(t *testing.T, cursor string) {
-		at, err := ListParams{Cursor: cursor}.after("deliveries")
+		at, err := s.after(ListParams{Cursor: cursor}, "deliveries")
+		if at != nil || (err == nil) != (cursor == "") {
+			t.Fatalf("%q, which nobody has sealed, leads to %v, %v", cursor, at, err)
+		}
+		text, err := base64.RawURLEncoding.DecodeString(cursor)
+		if err != nil {
+			return
+		}
+		at, err = s.after(ListParams{Cursor: base64.RawURLEncoding.EncodeToString(keyring.First().SealCursor(text))}, "deliveries")
 		if at == nil {
-			if err == nil && cursor != "" {
+			if err == nil {
 				t.Fatalf("%q is taken for no cursor", cursor)
 			}
 			return
 		}
-		again, err := ListParams{Cursor: *ListParams{}.next(at, "deliveries")}.after("deliveries")
+		again, err := s.after(ListParams{Cursor: *s.next(at, "deliveries")}, "deliveries")
 		if err != nil || *again != *at {
 			t.Fatalf("%q leads to %v, and from there to %v, %v", cursor, at, again, err)
 		}

@@ -90,7 +90,7 @@ func (s *server) listDeliveries(ctx context.Context, who caller, in *listDeliver
 	out := &deliveriesResponse{}
 	out.Body.Data = page
 	if last != nil {
-		out.Body.NextCursor = in.next(&position{last.at, db.FormatID(db.DeliveryPrefix, last.id)}, filters...)
+		out.Body.NextCursor = s.next(&position{last.at, db.FormatID(db.DeliveryPrefix, last.id)}, filters...)
 	}
 	return out, nil
 }
@@ -118,7 +118,7 @@ func (s *server) deliveryQuery(ctx context.Context, who caller, in *listDeliveri
 		return q, nil, invalid(invalidEventType("event_type"))
 	}
 	filters = []any{"deliveries", q.account, in.SubscriptionID, in.Status, in.EventType, in.Recipient, in.Since, in.Until}
-	after, err := in.after(filters...)
+	after, err := s.after(in.ListParams, filters...)
 	if err != nil || after == nil {
 		if q.byStart {
 			q.before.at = farFuture()

@@ -28,6 +28,7 @@ type bundle struct {
 	admin, acme, evil string // keys
 	logs              *safeBuffer
 	keyring           *db.Keyring
+	api               *API
 }
 
 // safeBuffer is a log that handlers write while the test reads.
@@ -81,10 +82,11 @@ func setup(t *testing.T, change ...func(*Config)) *bundle {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(handler)
-	b.url, b.client = server.URL, server.Client()
+	b.url, b.client, b.api = server.URL, server.Client(), handler
 	t.Cleanup(func() {
 		b.client.CloseIdleConnections()
 		server.Close()
+		handler.Close()
 		if text := b.logs.String(); strings.Contains(text, "level=ERROR") {
 			t.Errorf("the API logged errors:\n%s", text)
 		}

@@ -54,7 +54,7 @@ func (s *server) listQuarantine(ctx context.Context, who caller, in *listQuarant
 		return nil, err
 	}
 	filters := []any{"quarantine", account}
-	after, err := in.after(filters...)
+	after, err := s.after(in.ListParams, filters...)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (s *server) listQuarantine(ctx context.Context, who caller, in *listQuarant
 	out := &quarantineResponse{}
 	var last *position
 	out.Body.Data, last = s.quarantinePage(rows, in.Limit)
-	out.Body.NextCursor = in.next(last, filters...)
+	out.Body.NextCursor = s.next(last, filters...)
 	return out, nil
 }
 

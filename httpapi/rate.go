@@ -3,6 +3,7 @@ package httpapi
 import (
 	"container/list"
 	"crypto/sha256"
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ type counted[K comparable] struct {
 	key     K
 	limiter *rate.Limiter
 	notedAt time.Time // monotonic: when mustNote said yes
+	pending int       // reserved, and not settled yet
 }
 
 // newLimiters lets each come perSecond times a second, and burst times at once after a pause; 0 perSecond is no limit.
@@ -54,16 +56,27 @@ func (l *limiters[K]) take(key K) (wait time.Duration) {
 	return wait
 }
 
-// mustWait is what take would say, and counts nothing.
-func (l *limiters[K]) mustWait(key K) time.Duration {
+// reserve is take for what may turn out not to count: settle says whether it does, and must be called once. Of many at a
+// time no more are let through than if all of them counted.
+func (l *limiters[K]) reserve(key K) (settle func(counts bool), wait time.Duration) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
-	element, ok := l.byKey[key]
-	if !ok || l.limit == rate.Inf {
-		return 0
+	if l.limit == rate.Inf {
+		return func(bool) {}, 0
 	}
-	missing := 1 - element.Value.(*counted[K]).limiter.Tokens()
-	return time.Duration(max(missing, 0) / float64(l.limit) * float64(time.Second))
+	found := l.find(key)
+	if missing := float64(found.pending+1) - found.limiter.Tokens(); missing > 0 {
+		return nil, time.Duration(min(missing/float64(l.limit), math.MaxInt32) * float64(time.Second))
+	}
+	found.pending++
+	return func(counts bool) {
+		l.mutex.Lock()
+		defer l.mutex.Unlock()
+		found.pending--
+		if counts {
+			found.limiter.Allow()
+		}
+	}, 0
 }
 
 // knows says whether key is among those that came last.

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -81,14 +82,26 @@ type server struct {
 	pool         *db.Pool
 	queries      *db.Queries
 	installation string
-	keys         *limiters[keyHash]      // requests by a key that has been good in this process
-	strangers    *limiters[netip.Prefix] // requests without a valid key
+	masterKey    atomic.Pointer[db.MasterKey] // the installation's, as last seen; never nil
+	keys         *limiters[keyHash]           // requests by a key that has been good in this process
+	strangers    *limiters[netip.Prefix]      // requests without a valid key
+	notes        notes
+	readiness    readiness
 }
 
+// An API serves the requests. Close it after the last of them.
+type API struct {
+	http.Handler
+	server *server
+}
+
+// Close waits for what is written beside requests, five seconds at most. The pool stays open.
+func (a *API) Close() { a.server.notes.close() }
+
 // New builds the handler of the API and of healthz, readyz and metrics. It reads the code of the installation from
-// the database, so it fails without one. A test send holds its request open for the timeout of its subscription and
+// the database, so it fails without one, and checks that the sessions may do what the API does. A test send holds its request open for the timeout of its subscription and
 // config.TestWait, so the server needs a write timeout of 65 s and more, or none.
-func New(ctx context.Context, config Config) (http.Handler, error) {
+func New(ctx context.Context, config Config) (*API, error) {
 	if config.Pool == nil || config.Keyring == nil {
 		return nil, errors.New("httpapi needs a pool and a keyring")
 	}
@@ -101,19 +114,24 @@ func New(ctx context.Context, config Config) (http.Handler, error) {
 	s := &server{config: config, pool: config.Pool, queries: db.New(config.Pool)}
 	s.keys = newLimiters[keyHash](config.RateLimit, int(2*config.RateLimit)+1)
 	s.strangers = newLimiters[netip.Prefix](config.StrangerRateLimit, int(20*config.StrangerRateLimit)+1)
+	if err := db.CheckPrivileges(ctx, s.pool, db.APIRole); err != nil {
+		return nil, err
+	}
 	if err := s.pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&s.installation); err != nil {
 		return nil, fmt.Errorf("read installation code: %w", err)
 	}
-	if err := config.Keyring.Check(ctx, s.queries); err != nil {
+	key, err := config.Keyring.Installed(ctx, s.queries)
+	if err != nil {
 		return nil, err
 	}
+	s.masterKey.Store(key)
 	mux := http.NewServeMux()
 	s.addHealth(mux)
 	if err := s.addRoutes(mux); err != nil {
 		return nil, err
 	}
 	mux.HandleFunc("/", answerUnknown(mux))
-	return s.logAccess(SecurityHeaders(s.recoverPanics(prepare(mux)))), nil
+	return &API{s.logAccess(SecurityHeaders(s.recoverPanics(prepare(mux)))), s}, nil
 }
 
 // addRoutes registers the routes of all resources and the OpenAPI document.

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"mailhook/db"
+	"mailhook/db/dbtest"
 )
 
 // things are one of each, of account acme.
@@ -262,4 +265,42 @@ func TestAPanicTellsNoSecrets(t *testing.T) {
 			t.Errorf("%s: %d %s\n%s", name, answer.Code, answer.Body, text)
 		}
 	}
+}
+
+// Who reads the schema's version may be the other part: it would be ready, and fail at each request.
+func TestALoginOfTheWorkerIsRefused(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	keyring, err := db.NewKeyring(db.NewMasterKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := DefaultConfig()
+	config.Keyring = keyring
+	if config.Pool, err = db.Open(t.Context(), d.As("mailhook_worker"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 2}); err != nil {
+		t.Fatal(err)
+	}
+	defer config.Pool.Close()
+	const want = "the database role mailhook_worker lacks SELECT on mailhook.api_keys: GRANT mailhook_api TO mailhook_worker"
+	if _, err := New(t.Context(), config); err == nil || err.Error() != want {
+		t.Error(err)
+	}
+}
+
+// A process that was not restarted before a rotation of the master key is not ready after it.
+func TestNotReadyWithoutTheMasterKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.must(t, 200, "", "GET", "/readyz", nil)
+	key := dbtest.QueryOne[string](t, b.DB, "SELECT secret_key_id FROM mailhook.installation")
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = '00000000'")
+	dbtest.Eventually(t, "not ready", func() bool {
+		r := b.send(t, "", "GET", "/readyz", nil)
+		return r.status == 503 && strings.Contains(r.text, "lacks the master key") && !strings.Contains(r.text, "00000000")
+	})
+	if !strings.Contains(b.logs.String(), "00000000") {
+		t.Errorf("the log does not say which: %s", b.logs.String())
+	}
+	b.Exec(t, "UPDATE mailhook.installation SET secret_key_id = $1", key)
+	dbtest.Eventually(t, "ready again", func() bool { return b.send(t, "", "GET", "/readyz", nil).status == 200 })
 }

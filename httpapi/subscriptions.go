@@ -143,7 +143,7 @@ func (s *server) listSubscriptions(ctx context.Context, who caller, in *listSubs
 	if err != nil {
 		return nil, err
 	}
-	after, err := in.after("subscriptions", account)
+	after, err := s.after(in.ListParams, "subscriptions", account)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +167,7 @@ func (s *server) listSubscriptions(ctx context.Context, who caller, in *listSubs
 	for _, row := range rows {
 		out.Body.Data = append(out.Body.Data, subscriptionOf(row))
 	}
-	out.Body.NextCursor = in.next(last, "subscriptions", account)
+	out.Body.NextCursor = s.next(last, "subscriptions", account)
 	if account != nil {
 		usage, err := s.usage(ctx, s.queries, *account)
 		if err != nil {

@@ -495,6 +495,9 @@ func TestListSubscriptions(t *testing.T) {
 	b.mustFail(t, 422, "cursor", "other_filters", b.admin, "GET", "/v1/subscriptions?account_id=acme&cursor="+cursor, nil)
 	b.mustFail(t, 422, "cursor", "other_filters", b.acme, "GET", "/v1/subscriptions?cursor="+cursor, nil)
 	b.mustFail(t, 422, "cursor", "invalid_cursor", b.acme, "GET", "/v1/subscriptions?cursor=%21%21", nil)
+	for _, list := range []string{"subscriptions", "deliveries", "events", "quarantine"} {
+		b.mustFail(t, 422, "account_id", "too_short", b.admin, "GET", "/v1/"+list+"?account_id=", nil)
+	}
 	b.mustFail(t, 422, "limit", "out_of_range", b.acme, "GET", "/v1/subscriptions?limit=201", nil)
 	b.mustFail(t, 422, "limit", "out_of_range", b.acme, "GET", "/v1/subscriptions?limit=0", nil)
 	b.mustFail(t, 422, "nope", "unknown_field", b.acme, "GET", "/v1/subscriptions?nope=1", nil)

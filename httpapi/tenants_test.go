@@ -1,6 +1,9 @@
 package httpapi
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"slices"
@@ -62,23 +65,25 @@ type estate struct {
 	canaries []string
 }
 
-// settle gives an account three of everything that is listed, so that lists have cursors.
-func (b *bundle) settle(t *testing.T, account, key string) estate {
+// manyRows are more than a list looks at for a page of one: between rows of others they are its horizon.
+const manyRows = 10
+
+// settle gives an account so many of everything that is listed, three or more, so that lists have cursors.
+func (b *bundle) settle(t *testing.T, account, key string, count int) estate {
 	t.Helper()
 	mark := "canary-" + account
 	e := estate{account: account, key: key}
-	for n := range 3 {
+	for n := range count {
 		e.subscription = b.create(t, key, object{
 			"name": mark, "secret": mark + "-secret-0123456789", "channel": object{"url": "https://" + mark + ".example.com/", "headers": object{"X-Token": mark + "-header"}},
 		})
 		e.event = b.event(t, account, "email.delivered", fmt.Sprintf("%s-%d@example.com", mark, n), time.Now())
-		for _, as := range []string{"exhausted", "delivered", ""} {
-			e.delivery = b.delivery(t, e.event, e.subscription)
-			b.attempt(t, e.delivery)
-			if as != "" {
-				e.dead = e.delivery
-				b.end(t, e.delivery, as, "http_5xx", 503)
-			}
+		e.delivery = b.delivery(t, e.event, e.subscription)
+		b.attempt(t, e.delivery)
+		for _, as := range []string{"exhausted", "delivered"} {
+			e.dead = b.delivery(t, e.event, e.subscription)
+			b.attempt(t, e.dead)
+			b.end(t, e.dead, as, "http_5xx", 503)
 		}
 		e.quarantined = b.quarantined(t, account, int64(1000*len(account)+n))
 		b.must(t, 202, key, "POST", "/v1/subscriptions/"+e.subscription+"/replay", object{"since": "2024-01-01T00:00:00Z"})
@@ -97,7 +102,9 @@ func (b *bundle) settle(t *testing.T, account, key string) estate {
 			UNION SELECT id FROM mailhook.dead_letters WHERE account_id = $1 UNION SELECT id FROM mailhook.replays WHERE account_id = $1
 			UNION SELECT id FROM mailhook.erasures WHERE account_id = $1 UNION SELECT id FROM mailhook.api_keys WHERE account_id = $1) AS of_account
 		UNION ALL SELECT mailhook.event_id(inserted_at, id) FROM mailhook.events WHERE account_id = $1
-		UNION ALL SELECT mailhook.event_id(inserted_at, id) FROM mailhook.quarantine WHERE account_id = $1`, account)
+		UNION ALL SELECT mailhook.event_id(inserted_at, id) FROM mailhook.quarantine WHERE account_id = $1
+		UNION ALL SELECT (extract(epoch FROM inserted_at) * 1000000)::bigint::text FROM mailhook.events WHERE account_id = $1
+		UNION ALL SELECT (extract(epoch FROM quarantined_at) * 1000000)::bigint::text FROM mailhook.quarantine WHERE account_id = $1`, account)
 	var err error
 	if e.canaries, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil || len(e.canaries) < 30 {
 		t.Fatal(err, len(e.canaries))
@@ -145,10 +152,19 @@ func (op operation) body(t *testing.T) any {
 // adminOnly are the routes that an account key may not take about its own account either.
 func (op operation) adminOnly() bool { return op.id == "put-account" || op.id == "delete-account" }
 
-// tellsNothing fails the test if an answer has anything of the estate in it.
+// tellsNothing fails the test if an answer has anything of the estate in it, or its cursor has, as it is or decoded.
 func (e estate) tellsNothing(t *testing.T, what string, r response) {
 	t.Helper()
+	cursor, _ := r.body["next_cursor"].(string)
+	decoded, err := base64.RawURLEncoding.DecodeString(cursor)
+	if err != nil {
+		t.Errorf("%s: the cursor %q is no base64url: look into it otherwise", what, cursor)
+	}
 	for _, canary := range e.canaries {
+		binary, err := hex.DecodeString(canary[strings.LastIndexByte(canary, '_')+1:])
+		if len(binary) > 0 && err == nil && bytes.Contains(decoded, binary) || bytes.Contains(decoded, []byte(canary)) {
+			t.Errorf("%s tells %q of %s in its cursor: %q", what, canary, e.account, decoded)
+		}
 		if strings.Contains(r.text, canary) || strings.Contains(fmt.Sprint(r.header), canary) {
 			t.Errorf("%s tells %q of %s: %d %s", what, canary, e.account, r.status, r.text)
 		}
@@ -184,7 +200,7 @@ func (b *bundle) stateOfAcme(t *testing.T) string {
 func TestEveryRouteRefusesEveryKeyThatMayNot(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	acme, evil := b.settle(t, "acme", b.acme), b.settle(t, "evil", b.evil)
+	acme, evil := b.settle(t, "acme", b.acme, 3), b.settle(t, "evil", b.evil, 3)
 	b.Exec(t, "INSERT INTO mailhook.accounts (id, subscription_limit) VALUES ('acme', 77)")
 	expired, id := b.addKeyWith(t, db.InsertAPIKeyParams{Scope: "write"})
 	b.Exec(t, "UPDATE mailhook.api_keys SET expires_at = now() WHERE id = $1", id)
@@ -232,7 +248,7 @@ func TestEveryRouteRefusesEveryKeyThatMayNot(t *testing.T) {
 func TestNoParameterReachesAnotherAccount(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	acme, evil := b.settle(t, "acme", b.acme), b.settle(t, "evil", b.evil)
+	acme, evil := b.settle(t, "acme", b.acme, manyRows), b.settle(t, "evil", b.evil, 3)
 	before := b.stateOfAcme(t)
 	for _, op := range b.operations(t) {
 		own := strings.Split(evil.routes(t, op)[0], "?")[0]
@@ -292,6 +308,15 @@ func (b *bundle) foreignCursors(t *testing.T, op operation, acme, evil estate) {
 		b.refused(t, acme, 422, b.evil, "GET", op.path+"?limit=1&cursor="+cursor, nil)
 	}
 	acme.tellsNothing(t, op.path, b.send(t, b.evil, "GET", op.path+"?limit=200", nil))
+	// With acme's rows as the horizons, which are positions of evil's cursors.
+	for path := op.path + "?limit=1"; path != ""; {
+		page := b.send(t, b.evil, "GET", path, nil)
+		acme.tellsNothing(t, path, page)
+		path = ""
+		if next, _ := page.body["next_cursor"].(string); next != "" {
+			path = op.path + "?limit=1&cursor=" + next
+		}
+	}
 	if n := len(b.walk(t, b.evil, op.path, "1")); n < 3 {
 		t.Errorf("%s shows evil %d of its own", op.path, n)
 	}

@@ -122,6 +122,10 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	w.deaf.Store(pool.Pooled())
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
 	w.cache = newSubscriptionCache(w.urgentQ, cfg.Keyring, cfg.Log)
+	if err := db.CheckPrivileges(ctx, pool, db.WorkerRole); err != nil {
+		w.Close()
+		return nil, err
+	}
 	if err := pool.QueryRow(ctx, "SELECT mailhook.installation_code()").Scan(&w.installation); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("read installation code: %w", err)

@@ -30,3 +30,15 @@ func TestAnEventReachesItsSubscription(t *testing.T) {
 		t.Errorf("%d delivered attempts", n)
 	}
 }
+
+// A login of the API reads the schema's version, too, and would fail at each statement.
+func TestALoginOfTheAPIIsRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	config := b.config()
+	config.DatabaseURL = b.As("mailhook_api")
+	const want = "the database role mailhook_api lacks INSERT on mailhook.attempts: GRANT mailhook_worker TO mailhook_api"
+	if _, err := New(t.Context(), config); err == nil || err.Error() != want {
+		t.Error(err)
+	}
+}

@@ -60,11 +60,11 @@ func apiCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			handler, closePool, err := apiHandler(c, url, log, newRegistry(), nil)
+			handler, closeAPI, err := apiHandler(c, url, log, newRegistry(), nil)
 			if err != nil {
 				return err
 			}
-			defer closePool()
+			defer closeAPI() // after the last request
 			listener, err := listen(c.Context, c.String("listen"))
 			if err != nil {
 				return err
@@ -94,21 +94,20 @@ func serveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			handler, closePool, err := apiHandler(c, url, cfg.Log, registry, all.ready)
+			handler, closeAPI, err := apiHandler(c, url, cfg.Log, registry, all.ready)
 			if err != nil {
 				all.close()
 				return err
 			}
-			defer closePool()
+			defer closeAPI()
 			return runWorkers(c, cfg.Log.With("connections", apiConnections), all, handler)
 		},
 	}
 }
 
 // apiHandler opens a pool of its own for the API: its commits are on disk when it answers.
-func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *prometheus.Registry, ready func() error) (http.Handler, func(), error) {
+func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *prometheus.Registry, ready func() error) (handler http.Handler, closeAll func(), err error) {
 	cfg := httpapi.DefaultConfig()
-	var err error
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return nil, nil, err
 	}
@@ -131,12 +130,15 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	if err != nil {
 		return nil, nil, err
 	}
-	handler, err := httpapi.New(c.Context, cfg)
+	api, err := httpapi.New(c.Context, cfg)
 	if err != nil {
 		cfg.Pool.Close()
 		return nil, nil, err
 	}
-	return handler, cfg.Pool.Close, nil
+	return api, func() {
+		api.Close()
+		cfg.Pool.Close()
+	}, nil
 }
 
 // listen opens an address, and says in one line why it cannot.

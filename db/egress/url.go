@@ -27,6 +27,9 @@ func (p Policy) CheckURL(text string, accountHTTP bool) error {
 	case err != nil || u.Host == "" || u.Opaque != "":
 		return errors.New("must be an absolute URL, like https://example.com/hook")
 	case !p.AllowsScheme(u.Scheme, accountHTTP):
+		if u.Scheme == "http" && errors.Is(p.checkHost(u.Hostname(), 80), errAddress) {
+			return errAddress // which no setting of the account changes
+		}
 		return errors.New("must be an https URL; for http an admin sets allow_insecure_http of the account")
 	case u.User != nil:
 		return errors.New("must not have a user or password: use channel.auth")
