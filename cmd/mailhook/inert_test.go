@@ -180,7 +180,7 @@ func TestAnUnaskedAnswerIsNotLogged(t *testing.T) {
 // answerTwice is a receiver that answers its first request twice, and tells when the worker has closed the connection.
 func answerTwice(t *testing.T, surplus string) (url string, closed <-chan struct{}) {
 	t.Helper()
-	listener, err := listen(t.Context(), "127.0.0.1:0")
+	listener, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {
 		t.Fatal(err)
 	}
