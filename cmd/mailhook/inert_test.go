@@ -91,7 +91,7 @@ func TestTheStatusTableIsInert(t *testing.T) {
 		if err := s.print(inertWriter{&table}); err != nil {
 			t.Fatal(err)
 		}
-		shownInert(t, "status", table.String(), 13)
+		shownInert(t, "status", table.String(), 14)
 		if err := json.NewEncoder(inertWriter{&object}).Encode(s); err != nil {
 			t.Fatal(err)
 		}
