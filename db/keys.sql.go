@@ -82,6 +82,33 @@ func (q *Queries) HoldMasterKey(ctx context.Context) (string, error) {
 	return key_id, err
 }
 
+const listLeftKeys = `-- name: ListLeftKeys :many
+SELECT DISTINCT (a.before ->> 'key_id')::text AS key_id
+FROM mailhook.audit_log AS a
+WHERE a.action = 'master_key.rotate' AND a.before ->> 'key_id' IS NOT NULL
+`
+
+// ListLeftKeys names the master keys that rotations have left, as far back as the audit log goes.
+func (q *Queries) ListLeftKeys(ctx context.Context) ([]string, error) {
+	rows, err := q.db.Query(ctx, listLeftKeys)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var key_id string
+		if err := rows.Scan(&key_id); err != nil {
+			return nil, err
+		}
+		items = append(items, key_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSealed = `-- name: ListSealed :many
 SELECT x.id, x.subscription_id, x.key_id, x.sealed
 FROM mailhook.subscription_secrets AS x

@@ -20,11 +20,21 @@ type Rotation struct {
 	// KeyID is the key that seals from now on; PreviousKeyID the one before, the same where there was none to leave.
 	KeyID         string `json:"key_id"`
 	PreviousKeyID string `json:"previous_key_id"`
+	// IsFirst: the installation had no key before.
+	IsFirst bool `json:"is_first"`
 	// Resealed counts the values that were sealed anew; Unopened are those that no key of this ring opens.
 	Resealed int64           `json:"resealed"`
 	Unopened []UnopenedValue `json:"unopened"`
-	// RemovableKeyIDs are keys of the ring that nothing is sealed with any more.
+	// RemovableKeyIDs are keys of the ring that this or an earlier rotation has left, and that nothing is sealed with any more.
 	RemovableKeyIDs []string `json:"removable_key_ids"`
+	// UnusedKeyIDs are keys of the ring that nothing is sealed with and no rotation is known to have left: new ones, it seems.
+	UnusedKeyIDs []string        `json:"unused_key_ids"`
+	left         map[string]bool // keys whose values were sealed anew
+}
+
+// Misplaced says that nothing was done because the first key is the one in use already, while a new one stands behind it.
+func (r *Rotation) Misplaced() bool {
+	return r.PreviousKeyID == r.KeyID && !r.IsFirst && r.Resealed == 0 && len(r.UnusedKeyIDs) > 0
 }
 
 // An UnopenedValue is left as it was: its key is not in the ring, or it was changed.
@@ -39,7 +49,7 @@ type UnopenedValue struct {
 // Workers and API go on meanwhile. Each step stands by itself: after an end in between, run it again. It is refused while a
 // live worker lacks the new key. progress is told of every step.
 func Rotate(ctx context.Context, pool *Pool, ring *Keyring, progress func(resealed int64)) (*Rotation, error) {
-	r := &Rotation{KeyID: ring.First().ID, Unopened: []UnopenedValue{}, RemovableKeyIDs: []string{}}
+	r := &Rotation{KeyID: ring.First().ID, Unopened: []UnopenedValue{}, RemovableKeyIDs: []string{}, UnusedKeyIDs: []string{}, left: map[string]bool{}}
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
 		r.PreviousKeyID, err = moveKey(ctx, New(tx), ring)
 		return err
@@ -47,35 +57,48 @@ func Rotate(ctx context.Context, pool *Pool, ring *Keyring, progress func(reseal
 	if err != nil {
 		return nil, err
 	}
+	if r.PreviousKeyID == "" {
+		r.PreviousKeyID, r.IsFirst = r.KeyID, true
+	}
 	q := New(pool)
 	for _, kind := range []string{SealedSecret, SealedHeaders, SealedAuth} {
 		if err := r.reseal(ctx, q, ring, kind, progress); err != nil {
 			return nil, fmt.Errorf("seal %s anew: %w", kind, err)
 		}
 	}
-	sealed, err := q.CountSealed(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("count what is sealed: %w", err)
-	}
-	for _, id := range ring.IDs() {
-		if id != r.KeyID && !slices.ContainsFunc(sealed, func(row CountSealedRow) bool { return row.KeyID == id }) {
-			r.RemovableKeyIDs = append(r.RemovableKeyIDs, id)
-		}
-	}
-	return r, nil
+	return r, r.judge(ctx, q, ring)
 }
 
-// moveKey makes the first key of the ring the installation's. Its lock comes after all transactions that seal with the key
+// judge tells the keys that may be taken away from those that are still to come.
+func (r *Rotation) judge(ctx context.Context, q *Queries, ring *Keyring) error {
+	sealed, err := q.CountSealed(ctx)
+	if err != nil {
+		return fmt.Errorf("count what is sealed: %w", err)
+	}
+	left, err := q.ListLeftKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("list keys that rotations have left: %w", err)
+	}
+	for _, id := range ring.IDs() {
+		switch {
+		case id == r.KeyID || slices.ContainsFunc(sealed, func(row CountSealedRow) bool { return row.KeyID == id }):
+		case r.left[id] || slices.Contains(left, id):
+			r.RemovableKeyIDs = append(r.RemovableKeyIDs, id)
+		default:
+			r.UnusedKeyIDs = append(r.UnusedKeyIDs, id)
+		}
+	}
+	return nil
+}
+
+// moveKey makes the first key of the ring the installation's, and answers which was before, if any. Its lock comes after all transactions that seal with the key
 // before and all workers that register by it, and before all others.
 func moveKey(ctx context.Context, q *Queries, ring *Keyring) (previous string, err error) {
 	next := ring.First().ID
 	if previous, err = q.LockMasterKey(ctx); err != nil {
 		return "", fmt.Errorf("lock the master key: %w", err)
 	}
-	if previous == "" {
-		previous = next
-	}
-	if ring.Find(previous) == nil {
+	if previous != "" && ring.Find(previous) == nil {
 		return "", ring.lacks(previous)
 	}
 	// Also where a rotation before this one has set it: what that one left is sealed now.
@@ -93,7 +116,7 @@ func moveKey(ctx context.Context, q *Queries, ring *Keyring) (previous string, e
 	if err := q.SetMasterKey(ctx, next); err != nil {
 		return "", fmt.Errorf("set the master key: %w", err)
 	}
-	if previous == next {
+	if previous == "" || previous == next {
 		return previous, nil
 	}
 	return previous, q.Audit(ctx, Change{Action: "master_key.rotate", Before: map[string]any{"key_id": previous}, After: map[string]any{"key_id": next}})
@@ -124,6 +147,9 @@ func (r *Rotation) reseal(ctx context.Context, q *Queries, ring *Keyring, kind s
 			}
 			left = left || stored < int64(len(opened.ids))
 			r.Resealed += stored
+			for _, id := range opened.oldKeyIDs {
+				r.left[id] = true
+			}
 			progress(r.Resealed)
 		}
 		if !left {

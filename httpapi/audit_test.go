@@ -82,7 +82,7 @@ func TestAuditOfASubscription(t *testing.T) {
 func TestAuditOfAllElse(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	e := b.settle(t, "acme", b.acme)
+	e := b.settle(t, "acme", b.acme, 3)
 	b.Exec(t, "TRUNCATE mailhook.audit_log")
 	retried := b.must(t, 201, b.acme, "POST", "/v1/deliveries/"+b.deadLetter(t, e)+"/retry", nil)["id"].(string)
 	b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+retried+"/retry", nil)

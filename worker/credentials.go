@@ -99,18 +99,46 @@ func hiddenIn(headers map[string]string) [][]byte {
 }
 
 // hide takes the values out of an excerpt, also the beginning of one at its end. It knows them as they were sent, not
-// in every encoding that a receiver may choose.
+// in every encoding that a receiver may choose. All of them are looked for before any is taken out: one may be part of
+// another, and what is left of that would tell the rest.
 func hide(excerpt []byte, values [][]byte) []byte {
-	for _, value := range values {
-		excerpt = bytes.ReplaceAll(excerpt, value, []byte("***"))
+	var covered []bool
+	cover := func(from, to int) {
+		if covered == nil {
+			covered = make([]bool, len(excerpt))
+		}
+		for i := range covered[from:to] {
+			covered[from+i] = true
+		}
 	}
 	for _, value := range values {
+		for from, end := 0, 0; ; from++ {
+			i := bytes.Index(excerpt[from:], value)
+			if i < 0 {
+				break
+			}
+			from += i
+			cover(max(from, end), from+len(value))
+			end = from + len(value)
+		}
 		for n := min(len(value)-1, len(excerpt)); n >= shortestHidden-2; n-- {
 			if bytes.HasSuffix(excerpt, value[:n]) {
-				excerpt = append(bytes.Clone(excerpt[:len(excerpt)-n]), "***"...)
+				cover(len(excerpt)-n, len(excerpt))
 				break
 			}
 		}
 	}
-	return excerpt
+	if covered == nil {
+		return excerpt
+	}
+	var shown []byte
+	for i, c := range excerpt {
+		switch {
+		case !covered[i]:
+			shown = append(shown, c)
+		case i == 0 || !covered[i-1]:
+			shown = append(shown, "***"...)
+		}
+	}
+	return shown
 }

@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/base64"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -287,5 +288,28 @@ func TestAWorkerWithoutTheMasterKeyStandsStill(t *testing.T) {
 	b.settled(t)
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.attempts"); n != 1 {
 		t.Errorf("%d attempts", n)
+	}
+}
+
+// Values that are part of one another, or overlap: nothing of any of them is left, at the end of the excerpt neither.
+func TestHiddenValuesMayOverlap(t *testing.T) {
+	t.Parallel()
+	hidden := hiddenIn(map[string]string{"X-A": "tenant", "X-B": "tenant-s3cret", "X-C": "s3cret-of-another"})
+	for _, c := range []struct{ excerpt, want string }{
+		{"A: tenant, B: tenant-s3cret.", "A: ***, B: ***."},
+		{"tenant-s3cret-of-another!", "***!"},
+		{"cut: tenant-s3c", "cut: ***"},
+		{"cut: tenant-s3cret-of", "cut: ***"},
+		{"cut: tena", "cut: ***"},
+		{"tenanttenant", "***"},
+		{"nothing of ours: ten", "nothing of ours: ten"},
+		{"", ""},
+	} {
+		for range 10 { // in every order of the values
+			rand.Shuffle(len(hidden), func(i, j int) { hidden[i], hidden[j] = hidden[j], hidden[i] })
+			if got := hide([]byte(c.excerpt), hidden); string(got) != c.want {
+				t.Errorf("%q: %q, want %q", c.excerpt, got, c.want)
+			}
+		}
 	}
 }

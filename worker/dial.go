@@ -5,22 +5,83 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 )
 
-// attemptKey is where the context of an attempt holds itself. net/http detaches a dial from the request that asked for
-// it, so that another may have the connection, and keeps only the values.
-type attemptKey struct{}
+// dialsKey is where the context of a request holds the dials of its sender. net/http detaches a dial from the request that
+// asked for it, so that another may have the connection, and keeps only the values.
+type dialsKey struct{}
 
-// withinAttempt is a dial's context that ends with the attempt, too: an endpoint that never lets a connection come about
-// must not keep one, and a goroutine, beyond the subscription's timeout.
+// dials are what a sender's attempts have begun to dial and has not come about. An endpoint that never lets it must not
+// collect descriptors and goroutines, whether its attempts fail, or succeed by a connection that was free before.
+//
+// One dial a sender may outlive an attempt that succeeds: were all of them ended, an endpoint that is far away and asked by
+// many senders would hardly get more connections than it has, for those that are free serve the requests sooner.
+type dials struct {
+	mu      sync.Mutex
+	current []*dial // begun since the last attempt has ended
+	left    *dial
+	closed  bool
+}
+
+type dial struct{ cancel context.CancelFunc }
+
+// withinAttempt is a dial's context that ends with the attempt, too, and what to call when the dial is over.
 func withinAttempt(ctx context.Context) (context.Context, context.CancelFunc) {
-	attempt, ok := ctx.Value(attemptKey{}).(context.Context)
-	ctx, cancel := context.WithCancel(ctx)
-	if !ok {
+	d, _ := ctx.Value(dialsKey{}).(*dials)
+	if d == nil {
+		return ctx, func() {}
+	}
+	// A dial by this dial is part of it.
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, dialsKey{}, (*dials)(nil)))
+	one := &dial{cancel}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		cancel()
 		return ctx, cancel
 	}
-	stop := context.AfterFunc(attempt, cancel)
-	return ctx, func() { stop(); cancel() }
+	d.current = append(d.current, one)
+	return ctx, func() {
+		cancel()
+		d.over(one)
+	}
+}
+
+func (d *dials) over(one *dial) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.current = slices.DeleteFunc(d.current, func(other *dial) bool { return other == one })
+	if d.left == one {
+		d.left = nil
+	}
+}
+
+// attempted ends what an attempt has begun to dial, but for one dial if the receiver has answered.
+func (d *dials) attempted(answered bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, one := range d.current {
+		if answered && d.left == nil {
+			d.left = one
+		} else {
+			one.cancel()
+		}
+		d.current[i] = nil
+	}
+	d.current = d.current[:0]
+}
+
+// close ends all, and what begins late.
+func (d *dials) close() {
+	d.attempted(false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if d.left != nil {
+		d.left.cancel()
+	}
 }
 
 // dialWithinAttempt lets a transport's dials end with the attempt.

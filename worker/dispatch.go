@@ -70,7 +70,6 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 			d.found(ctx)
 		default:
 			rest = retryPause
-			w.ready.Store(true)
 			d.idle(ctx)
 		}
 	}
@@ -122,6 +121,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	after, probes := d.sweep.start(d.floor.after, now), d.floor.probes(now, d.full)
 	if !d.full {
 		if _, err := d.peek(ctx, after, probes); errors.Is(err, pgx.ErrNoRows) {
+			d.w.ready.Store(true)
 			d.sweep.came(math.MaxInt64, time.Now())
 			return 0, nil
 		} else if err != nil {
@@ -207,6 +207,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.leases.got(lease, nil)
 		return nil, err
 	}
+	w.ready.Store(true) // before the first request: under a backlog the outbox is never found empty
 	deliveries := w.unfold(taken, lease)
 	w.leases.got(lease, deliveries)
 	w.start(d.requests, deliveries)

@@ -158,6 +158,7 @@ func stateDescs() map[string]*prometheus.Desc {
 		"outbox_rows":           "Undispatched events, counted up to 1,000,000.",
 		"outbox_oldest_seconds": "Age of the oldest undispatched event.",
 		"due_deliveries":        "Waiting deliveries that are due, held ones too, counted up to 1,000,000.",
+		"waiting_deliveries":    "Deliveries whose next attempt is still to come, held ones too, counted up to 1,000,000.",
 		"sending_deliveries":    "Leased deliveries of all workers, counted up to 1,000,000.",
 		"held_deliveries":       "Deliveries held by a paused, suspended or circuit-open subscription or a suspended account, counted up to 1,000,000.",
 		"open_circuits":         "Subscriptions whose circuit is open: nothing but one probe at a time goes there.",
@@ -192,7 +193,7 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, value := range map[string]float64{
 		"outbox_rows": float64(s.Undispatched), "outbox_oldest_seconds": s.OldestUndispatchedSeconds, "due_deliveries": float64(s.Due),
-		"sending_deliveries": float64(s.Sending), "held_deliveries": float64(s.Held), "open_circuits": float64(s.OpenCircuits), "dead_letters": float64(s.Dead),
+		"waiting_deliveries": float64(s.Waiting), "sending_deliveries": float64(s.Sending), "held_deliveries": float64(s.Held), "open_circuits": float64(s.OpenCircuits), "dead_letters": float64(s.Dead),
 		"quarantined_events": float64(s.Quarantined), "emit_failures": float64(s.EmitFailures), "delivery_enabled": enabled,
 	} {
 		out <- prometheus.MustNewConstMetric(descs[name], prometheus.GaugeValue, value)

@@ -20,6 +20,7 @@ type sender struct {
 	base      *http.Request // carries the context; copied for each request
 	timer     *time.Timer   // ends the context
 	cancel    context.CancelCauseFunc
+	dials     dials
 	connected atomic.Bool
 	answer    []byte
 }
@@ -33,7 +34,7 @@ func (c *client) newSender(ctx context.Context) *sender {
 // renew makes a context, after the last one has ended.
 func (s *sender) renew() {
 	ctx, cancel := context.WithCancelCause(s.parent)
-	ctx = context.WithValue(ctx, attemptKey{}, ctx)
+	ctx = context.WithValue(ctx, dialsKey{}, &s.dials)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn:        func(httptrace.GotConnInfo) { s.connected.Store(true) },
 		Got1xxResponse: func(int, textproto.MIMEHeader) error { return errInterim },
@@ -47,15 +48,17 @@ func (s *sender) renew() {
 func (s *sender) close() {
 	s.timer.Stop()
 	s.cancel(nil)
+	s.dials.close()
 }
 
 // attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
 // answer too, ends with the subscription's timeout.
-func (s *sender) attempt(to *subscription, d *delivery) outcome {
-	o := outcome{delivery: d, startedAt: time.Now()}
+func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
+	o = outcome{delivery: d, startedAt: time.Now()}
 	s.connected.Store(false)
 	s.timer.Reset(to.timeout)
 	defer func() {
+		s.dials.attempted(o.statusCode != 0)
 		if !s.timer.Stop() {
 			s.cancel(nil)
 			s.renew()

@@ -25,6 +25,7 @@ import (
 func TestMain(m *testing.M) {
 	flag.Set("rapid.checks", "20") // -rapid.checks and -rapid.steps say otherwise
 	flag.Set("rapid.steps", "60")
+	log.SetOutput(io.Discard) // as the process does: net/http tells it of hostile answers
 	dbtest.Main(m)
 }
 

@@ -2,8 +2,10 @@ package worker
 
 import (
 	"encoding/json"
+	"net/http"
 	"testing"
 
+	"mailhook/cmd/receiver"
 	"mailhook/db/dbtest"
 )
 
@@ -41,4 +43,26 @@ func TestALoginOfTheAPIIsRefused(t *testing.T) {
 	if _, err := New(t.Context(), config); err == nil || err.Error() != want {
 		t.Error(err)
 	}
+}
+
+// A worker that finds a backlog at its start is ready when it has taken of it, not when it has come to its end.
+func TestAWorkerWithABacklogIsReady(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 100")
+	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 20)")
+	came, release := make(chan struct{}, 20), make(chan struct{})
+	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { came <- struct{}{}; <-release })
+	c := b.config()
+	c.MaxInFlight = 4
+	w, _ := b.run(t, c)
+	// Dispatch may use three slots of the four, and does not look again before one of them is free.
+	for range 3 {
+		<-came
+	}
+	if err := w.Ready(); err != nil {
+		t.Error(err)
+	}
+	close(release)
+	b.settled(t)
 }

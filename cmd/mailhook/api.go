@@ -65,7 +65,7 @@ func apiCommand() *cli.Command {
 				return err
 			}
 			defer closeAPI() // after the last request
-			listener, err := listen(c.Context, c.String("listen"))
+			listener, err := listen(c.Context, c.String("listen"), "listen")
 			if err != nil {
 				return err
 			}
@@ -141,12 +141,12 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	}, nil
 }
 
-// listen opens an address, and says in one line why it cannot.
-func listen(ctx context.Context, address string) (net.Listener, error) {
+// listen opens an address, and says in one line why it cannot, and by which flag to give another.
+func listen(ctx context.Context, address, flag string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	var op *net.OpError
 	if errors.As(err, &op) {
-		return nil, fmt.Errorf("cannot listen on %s: %w (choose another with --listen)", address, op.Err)
+		return nil, fmt.Errorf("cannot listen on %s: %w (choose another with --%s)", address, op.Err, flag)
 	}
 	return listener, err
 }

@@ -91,7 +91,7 @@ func TestTheStatusTableIsInert(t *testing.T) {
 		if err := s.print(inertWriter{&table}); err != nil {
 			t.Fatal(err)
 		}
-		shownInert(t, "status", table.String(), 13)
+		shownInert(t, "status", table.String(), 14)
 		if err := json.NewEncoder(inertWriter{&object}).Encode(s); err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +180,7 @@ func TestAnUnaskedAnswerIsNotLogged(t *testing.T) {
 // answerTwice is a receiver that answers its first request twice, and tells when the worker has closed the connection.
 func answerTwice(t *testing.T, surplus string) (url string, closed <-chan struct{}) {
 	t.Helper()
-	listener, err := listen(t.Context(), "127.0.0.1:0")
+	listener, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {
 		t.Fatal(err)
 	}

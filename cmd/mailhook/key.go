@@ -22,9 +22,9 @@ func keyCommand() *cli.Command {
 	return &cli.Command{
 		Name:    "key",
 		Aliases: []string{"keys"},
-		Usage:   "make, list and revoke keys for the JSON API; rotate the master key",
+		Usage:   "make, list and revoke keys for the JSON API; rotate the master key, and tell its id",
 		Subcommands: []*cli.Command{
-			rotateCommand(),
+			rotateCommand(), masterKeyIDsCommand(),
 			{
 				Name: "create", Usage: "make a key and print it, once: it is not kept in clear anywhere",
 				Flags: []cli.Flag{

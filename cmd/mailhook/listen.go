@@ -33,7 +33,7 @@ func listenCommand() *cli.Command {
 			if port < 0 || port > 65535 {
 				return usagef("--port %d is not a port", port)
 			}
-			listener, err := listen(c.Context, fmt.Sprintf("127.0.0.1:%d", port))
+			listener, err := listen(c.Context, fmt.Sprintf("127.0.0.1:%d", port), "port")
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -64,6 +65,12 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 	key := "MAILHOOK_SECRET_KEY=" + db.NewMasterKey()
 	installed, empty, newer := dbtest.New(t), dbtest.NewEmpty(t), dbtest.New(t)
 	newer.Exec(t, "INSERT INTO mailhook.goose_db_version (version_id, is_applied) VALUES (99999, true)")
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { taken.Close() })
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
 	for _, c := range []struct {
 		name string
 		env  []string
@@ -96,6 +103,7 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 		{"revoking without an id", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "revoke", "mhk_x"}, 2, "key_"},
 		{"a rate that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL, key}, []string{"api", "--api-rate-limit", "-1"}, 2, "--api-rate-limit"},
 		{"surplus argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"status", "extra"}, 2, `"extra"`},
+		{"listening on a port that is taken", nil, []string{"listen", "--secret", "x", "--port", port}, 1, "choose another with --port"},
 		{"fail rate", nil, []string{"listen", "--secret", "x", "--fail-rate", "2"}, 2, "between 0 and 1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,6 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -345,5 +349,73 @@ func TestMasterKeysFromAFile(t *testing.T) {
 		if out, stderr, _ := mailhook(t, r.env(one), command, "--help"); strings.Contains(out+stderr, one) {
 			t.Errorf("%s --help tells the key", command)
 		}
+	}
+}
+
+// Keys in the wrong order: nothing is done, and nobody is told to take away the key that was to come.
+func TestARotationSaysThatTheKeysAreInTheWrongOrder(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	r := &rotating{DB: d}
+	before, after := db.NewMasterKey(), db.NewMasterKey()
+	oldID, newID := keyID(t, before), keyID(t, after)
+	rotate := func(wantCode int, keys string, says ...string) {
+		t.Helper()
+		out, stderr, code := mailhook(t, r.env(keys), "keys", "rotate")
+		for _, s := range says {
+			if code != wantCode || !strings.Contains(out+stderr, s) {
+				t.Errorf("exit %d, want %d, with %q:\n%s%s", code, wantCode, s, out, stderr)
+			}
+		}
+		removable := fmt.Sprintf("not needed any more, to be taken out of MAILHOOK_SECRET_KEY: %s\n", oldID)
+		if strings.Contains(out, "not needed") && !strings.Contains(out, removable) {
+			t.Errorf("another key than the old one may go:\n%s", out)
+		}
+	}
+	rotate(0, before+","+after, "the first of this installation", "has sealed nothing yet: "+newID)
+	r.crowd(t, before, 3)
+	for range 2 {
+		rotate(1, before+","+after, "the one in use already, "+oldID+": to rotate to "+newID+", put it first")
+	}
+	rotate(0, before, "nothing to do")
+	rotate(0, after+","+before, "3 values sealed anew", "not needed any more")
+	rotate(0, after+","+before, "nothing to do", "not needed any more")
+	rotate(1, after+","+before+","+db.NewMasterKey(), "put it first", "not needed any more")
+}
+
+func TestMasterKeyIDs(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	r := &rotating{DB: d}
+	one, two, lost := db.NewMasterKey(), db.NewMasterKey(), db.NewMasterKey()
+	ids := func(keys string) (all masterKeyIDs) {
+		t.Helper()
+		out, stderr, code := mailhook(t, r.env(keys), "keys", "ids", "--json")
+		if err := json.Unmarshal([]byte(out), &all); err != nil || code != 0 {
+			t.Fatalf("exit %d, %v\n%s%s", code, err, out, stderr)
+		}
+		return all
+	}
+	if all := ids(one); all.KeyID != "" || len(all.Keys) != 1 || all.Keys[0].IsInUse {
+		t.Errorf("before the first start: %+v", all)
+	}
+	r.Exec(t, "UPDATE mailhook.installation SET secret_key_id = $1", keyID(t, one))
+	r.crowd(t, one, 3)
+	r.crowd(t, lost, 1)
+	all := ids(two + "," + one)
+	first, second := 1, 2
+	want := masterKeyIDs{keyID(t, one), []masterKeyID{{keyID(t, two), &first, false, 0}, {keyID(t, one), &second, true, 3}, {keyID(t, lost), nil, false, 1}}}
+	if !reflect.DeepEqual(all, want) {
+		t.Errorf("%+v, want %+v", all, want)
+	}
+	// As docs/operations.md derives it.
+	key, _ := base64.StdEncoding.DecodeString(one)
+	if sum := sha256.Sum256(key); all.KeyID != hex.EncodeToString(sum[:4]) {
+		t.Error(all.KeyID)
+	}
+	out, _, code := mailhook(t, r.env(two), "keys", "ids")
+	lines := strings.Split(out, "\n")
+	if code != 0 || len(lines) != 5 || !strings.Contains(lines[2], "missing") || !strings.Contains(lines[2], "seals") || strings.Contains(out, two) {
+		t.Errorf("exit %d\n%s", code, out)
 	}
 }

@@ -15,18 +15,20 @@ import (
 
 // A status is what mailhook status answers with --json.
 type status struct {
-	DeliveryEnabled           bool           `json:"delivery_enabled"`
-	Undispatched              int64          `json:"undispatched"`
-	OldestUndispatchedSeconds float64        `json:"oldest_undispatched_seconds"`
-	Due                       int64          `json:"due"`
-	Sending                   int64          `json:"sending"`
-	Held                      int64          `json:"held"`
-	OpenCircuits              int64          `json:"open_circuits"`
-	Dead                      int64          `json:"dead"`
-	Quarantined               int64          `json:"quarantined"`
-	EmitFailures              int64          `json:"emit_failures"`
-	Workers                   []workerStatus `json:"workers"`
-	WorstSubscriptions        []worstStatus  `json:"worst_subscriptions"`
+	DeliveryEnabled           bool    `json:"delivery_enabled"`
+	Undispatched              int64   `json:"undispatched"`
+	OldestUndispatchedSeconds float64 `json:"oldest_undispatched_seconds"`
+	Due                       int64   `json:"due"`
+	// Waiting are the deliveries whose next attempt is still to come.
+	Waiting            int64          `json:"waiting"`
+	Sending            int64          `json:"sending"`
+	Held               int64          `json:"held"`
+	OpenCircuits       int64          `json:"open_circuits"`
+	Dead               int64          `json:"dead"`
+	Quarantined        int64          `json:"quarantined"`
+	EmitFailures       int64          `json:"emit_failures"`
+	Workers            []workerStatus `json:"workers"`
+	WorstSubscriptions []worstStatus  `json:"worst_subscriptions"`
 }
 
 type workerStatus struct {
@@ -79,7 +81,7 @@ func readStatus(ctx context.Context, q *db.Queries) (*status, error) {
 	}
 	s := &status{
 		DeliveryEnabled: row.DeliveryEnabled, Undispatched: row.Undispatched, OldestUndispatchedSeconds: row.OldestUndispatchedSeconds,
-		Due: row.Due, Sending: row.Sending, Held: row.Held, OpenCircuits: row.OpenCircuits, Dead: row.Dead, Quarantined: row.Quarantined, EmitFailures: row.EmitFailures,
+		Due: row.Due, Waiting: row.Waiting, Sending: row.Sending, Held: row.Held, OpenCircuits: row.OpenCircuits, Dead: row.Dead, Quarantined: row.Quarantined, EmitFailures: row.EmitFailures,
 		Workers: []workerStatus{}, WorstSubscriptions: []worstStatus{},
 	}
 	workers, err := q.ListWorkers(ctx)
@@ -114,7 +116,7 @@ func (s *status) print(out io.Writer) error {
 	for _, line := range []struct {
 		name  string
 		value int64
-	}{{"due", s.Due}, {"sending", s.Sending}, {"held", s.Held}, {"open circuits", s.OpenCircuits}, {"dead", s.Dead}, {"quarantined", s.Quarantined}, {"emit failures", s.EmitFailures}} {
+	}{{"due", s.Due}, {"waiting for a retry", s.Waiting}, {"sending", s.Sending}, {"held", s.Held}, {"open circuits", s.OpenCircuits}, {"dead", s.Dead}, {"quarantined", s.Quarantined}, {"emit failures", s.EmitFailures}} {
 		fmt.Fprintf(w, "%s\t%d\n", line.name, line.value)
 	}
 	fmt.Fprintf(w, "workers\t%d\n", len(s.Workers))
@@ -125,11 +127,14 @@ func (s *status) print(out io.Writer) error {
 		fmt.Fprintf(w, "failing most\n")
 	}
 	for _, x := range s.WorstSubscriptions {
-		circuit := ""
+		circuit, failures := "", "failures"
+		if x.ConsecutiveFailures == 1 {
+			failures = "failure"
+		}
 		if x.OpenedAt != nil {
 			circuit = "circuit open since " + x.OpenedAt.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d failures\t%s\t%s\n", x.ID, cell(x.AccountID), x.Status, x.ConsecutiveFailures, x.LastOutcome, circuit)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%d %s\t%s\t%s\n", x.ID, cell(x.AccountID), x.Status, x.ConsecutiveFailures, failures, x.LastOutcome, circuit)
 	}
 	return w.Flush()
 }

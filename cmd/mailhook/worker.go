@@ -55,7 +55,7 @@ func workerCommand() *cli.Command {
 func runWorkers(c *cli.Context, log *slog.Logger, all workers, handler http.Handler) error {
 	group, ctx := errgroup.WithContext(c.Context)
 	if address := c.String("listen"); address != "" {
-		listener, err := listen(ctx, address)
+		listener, err := listen(ctx, address, "listen")
 		if err != nil {
 			all.close()
 			return err

@@ -78,3 +78,9 @@ FROM (
 ) AS k
 GROUP BY k.key_id
 ORDER BY k.key_id;
+
+-- ListLeftKeys names the master keys that rotations have left, as far back as the audit log goes.
+-- name: ListLeftKeys :many
+SELECT DISTINCT (a.before ->> 'key_id')::text AS key_id
+FROM mailhook.audit_log AS a
+WHERE a.action = 'master_key.rotate' AND a.before ->> 'key_id' IS NOT NULL;

@@ -5,6 +5,7 @@ SELECT i.delivery_enabled,
   (SELECT count(*) FROM (SELECT FROM mailhook.outbox LIMIT 1000000) AS o)::bigint AS undispatched,
   coalesce((SELECT extract(epoch FROM clock_timestamp() - o.inserted_at) FROM mailhook.outbox AS o ORDER BY o.id LIMIT 1), 0)::double precision AS oldest_undispatched_seconds,
   (SELECT count(*) FROM (SELECT FROM mailhook.deliveries AS d WHERE d.lease_id IS NULL AND d.next_attempt_at <= statement_timestamp() LIMIT 1000000) AS x)::bigint AS due,
+  (SELECT count(*) FROM (SELECT FROM mailhook.deliveries AS d WHERE d.lease_id IS NULL AND d.next_attempt_at > statement_timestamp() LIMIT 1000000) AS x)::bigint AS waiting,
   (SELECT count(*) FROM (SELECT FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL LIMIT 1000000) AS x)::bigint AS sending,
   (SELECT count(*) FROM (
     SELECT FROM mailhook.subscriptions AS s
