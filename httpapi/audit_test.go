@@ -123,7 +123,7 @@ func (b *bundle) deadLetter(t *testing.T, e estate) string {
 func TestNoChangeWithoutItsLine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	e := b.settle(t, "acme", b.acme)
+	e := b.settle(t, "acme", b.acme, 3)
 	dead := b.deadLetter(t, e)
 	b.Exec(t, "ALTER TABLE mailhook.audit_log ADD CONSTRAINT no CHECK (false) NOT VALID")
 	before := b.stateOfAcme(t)
