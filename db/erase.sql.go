@@ -160,8 +160,11 @@ func (q *Queries) CountRunningErasures(ctx context.Context, accountID *string) (
 }
 
 const createErasure = `-- name: CreateErasure :one
-INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run)
-VALUES ($1::text, $2::text, $3)
+INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run, turn)
+SELECT $1::text, $2::text, $3,
+  coalesce(greatest(min(x.turn), 1 + max(x.turn) FILTER (WHERE x.account_id IS NOT DISTINCT FROM $1::text)), 0)
+FROM mailhook.erasures AS x
+WHERE x.state = 'running'
 RETURNING r.id
 `
 
@@ -171,7 +174,8 @@ type CreateErasureParams struct {
 	IsDryRun  bool
 }
 
-// CreateErasure asks to forget a person; a worker does it, or mailhook erase.
+// CreateErasure asks to forget a person; a worker does it, or mailhook erase. Accounts take turns: each erasure of an account
+// comes one turn after the one before it, and the first one now, so that many of one account hold up another's by one.
 func (q *Queries) CreateErasure(ctx context.Context, arg CreateErasureParams) (uuid.UUID, error) {
 	row := q.db.QueryRow(ctx, createErasure, arg.AccountID, arg.Pattern, arg.IsDryRun)
 	var id uuid.UUID
@@ -857,7 +861,7 @@ func (q *Queries) IsErasing(ctx context.Context, accountID string) (bool, error)
 const lockErasure = `-- name: LockErasure :one
 SELECT r.id, r.account_id, r.is_dry_run, r.phase, r.writers, r.until, r.after_at, r.after_number, r.after_id
 FROM mailhook.erasures AS r
-WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.id LIMIT 1)
+WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.turn, x.id LIMIT 1)
 FOR UPDATE SKIP LOCKED
 `
 
@@ -873,8 +877,9 @@ type LockErasureRow struct {
 	AfterID     uuid.UUID
 }
 
-// LockErasure takes the oldest running erasure until commit; no row when there is none or another session is at it. One at a
-// time: each reads whole tables.
+// LockErasure takes the running erasure whose turn it is until commit; no row when there is none or another session is at it.
+// One at a time: each reads whole tables. What has begun keeps its place: those that come later have
+// no earlier turn.
 func (q *Queries) LockErasure(ctx context.Context) (LockErasureRow, error) {
 	row := q.db.QueryRow(ctx, lockErasure)
 	var i LockErasureRow

@@ -10,8 +10,11 @@ import (
 	"mailhook/db"
 )
 
-// maxRunningErasures is how many erasures of an account, or of admins, may wait for their turn: each reads whole tables.
-const maxRunningErasures = 100
+// How many erasures of an account, or of admins for all accounts, may wait for their turn: each reads whole tables.
+const (
+	maxRunningErasures         = 10
+	maxRunningErasuresOfAdmins = 100
+)
 
 // An Erasure forgets a person. It does not say whom.
 type Erasure struct {
@@ -77,12 +80,19 @@ func (s *server) eraseRecipient(ctx context.Context, who caller, in *eraseReques
 	if err != nil {
 		return nil, invalid(FieldError{"recipient", "invalid", err.Error()})
 	}
+	limit, lock := int64(maxRunningErasuresOfAdmins), "" // no account has an empty name
+	if account != nil {
+		limit, lock = maxRunningErasures, *account
+	}
 	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, lock); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
 		running, err := q.CountRunningErasures(ctx, account)
 		switch {
 		case err != nil:
 			return fmt.Errorf("count erasures: %w", err)
-		case running >= maxRunningErasures:
+		case running >= limit:
 			return fail(codeLimitReached, fmt.Sprintf("%d erasures are running: wait for one to end", running))
 		}
 		id, err := q.CreateErasure(ctx, db.CreateErasureParams{AccountID: account, Pattern: pattern})

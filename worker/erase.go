@@ -41,7 +41,7 @@ func (w *Worker) erase(ctx context.Context) {
 	})
 }
 
-// An Eraser works off erasures, the oldest first, in steps. Of several, in whatever processes, one does; and what one has
+// An Eraser works off erasures, the accounts in turn, in steps. Of several, in whatever processes, one does; and what one has
 // left another goes on with.
 type Eraser struct {
 	pool *db.Pool

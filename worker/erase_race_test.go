@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/cmd/receiver"
@@ -351,5 +352,42 @@ func TestAnErasureWaitsForTheHost(t *testing.T) {
 	}
 	if row := b.stepThrough(t, id); row.OutboxCount != 10 {
 		t.Errorf("%d of 10 erased", row.OutboxCount)
+	}
+}
+
+// An account that asks for many erasures at once holds up another's by one of them.
+func TestAccountsTakeTurnsAtErasing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var many []uuid.UUID
+	for range 10 {
+		many = append(many, b.ask(t, canary, "a0"))
+	}
+	e := b.eraser(t)
+	if n, err := e.Step(t.Context()); err != nil || !n.Turned {
+		t.Fatal(n, err)
+	}
+	others := []uuid.UUID{b.ask(t, canary, "a1"), b.ask(t, canary, "")}
+	ended := func() (n int) {
+		for _, id := range many {
+			if b.erasure(t, id).State == "done" {
+				n++
+			}
+		}
+		return n
+	}
+	for _, id := range others {
+		if b.stepThrough(t, id); ended() != 1 {
+			t.Errorf("%d of the other account came before it", ended())
+		}
+	}
+	// One that is asked for later does not wait for the rest either.
+	if b.stepThrough(t, b.ask(t, canary, "a1")); ended() > 2 {
+		t.Errorf("%d of the other account came before the second", ended())
+	}
+	for i, id := range many {
+		if b.stepThrough(t, id); ended() != max(i+1, 2) {
+			t.Errorf("%d ended with the one of place %d", ended(), i)
+		}
 	}
 }

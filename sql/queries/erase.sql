@@ -1,7 +1,11 @@
--- CreateErasure asks to forget a person; a worker does it, or mailhook erase.
+-- CreateErasure asks to forget a person; a worker does it, or mailhook erase. Accounts take turns: each erasure of an account
+-- comes one turn after the one before it, and the first one now, so that many of one account hold up another's by one.
 -- name: CreateErasure :one
-INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run)
-VALUES (sqlc.narg('account_id')::text, @pattern::text, @is_dry_run)
+INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run, turn)
+SELECT sqlc.narg('account_id')::text, @pattern::text, @is_dry_run,
+  coalesce(greatest(min(x.turn), 1 + max(x.turn) FILTER (WHERE x.account_id IS NOT DISTINCT FROM sqlc.narg('account_id')::text)), 0)
+FROM mailhook.erasures AS x
+WHERE x.state = 'running'
 RETURNING r.id;
 
 -- GetErasure finds an erasure of one account or, without @account_id, of any. It does not answer of whom it is.
@@ -30,12 +34,13 @@ SELECT count(*) AS running, coalesce(extract(epoch FROM statement_timestamp() - 
 FROM mailhook.erasures AS r
 WHERE r.state = 'running';
 
--- LockErasure takes the oldest running erasure until commit; no row when there is none or another session is at it. One at a
--- time: each reads whole tables.
+-- LockErasure takes the running erasure whose turn it is until commit; no row when there is none or another session is at it.
+-- One at a time: each reads whole tables. What has begun keeps its place: those that come later have
+-- no earlier turn.
 -- name: LockErasure :one
 SELECT r.id, r.account_id, r.is_dry_run, r.phase, r.writers, r.until, r.after_at, r.after_number, r.after_id
 FROM mailhook.erasures AS r
-WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.id LIMIT 1)
+WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.turn, x.id LIMIT 1)
 FOR UPDATE SKIP LOCKED;
 
 -- AdvanceErasure notes what a step has done, and where it has come to.
