@@ -391,3 +391,43 @@ func TestAccountsTakeTurnsAtErasing(t *testing.T) {
 		}
 	}
 }
+
+// Between the look for an erasure and its lock another session may end it: this one then leaves it alone.
+func TestAnErasureEndsUnderAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.ask(t, canary, "")
+	// A policy holds the look up after it has its snapshot.
+	b.Exec(t, `CREATE FUNCTION public.hold_up() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'`)
+	b.Exec(t, "CREATE POLICY hold_up ON mailhook.erasures USING (public.hold_up())")
+	b.Exec(t, "ALTER TABLE mailhook.erasures ENABLE ROW LEVEL SECURITY")
+	other, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback(t.Context())
+	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_xact_lock(7)"); err != nil {
+		t.Fatal(err)
+	}
+	type answer struct {
+		n   Erased
+		err error
+	}
+	answers, e := make(chan answer, 1), b.eraser(t)
+	go func() {
+		n, err := e.Step(t.Context())
+		answers <- answer{n, err}
+	}()
+	dbtest.Eventually(t, "it looks", func() bool {
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)")
+	})
+	if err := db.New(b.Pool).EndErasure(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answers; got.err != nil || got.n != (Erased{}) {
+		t.Error(got)
+	}
+}

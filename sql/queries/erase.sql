@@ -34,13 +34,14 @@ SELECT count(*) AS running, coalesce(extract(epoch FROM statement_timestamp() - 
 FROM mailhook.erasures AS r
 WHERE r.state = 'running';
 
--- LockErasure takes the running erasure whose turn it is until commit; no row when there is none or another session is at it.
--- One at a time: each reads whole tables. What has begun keeps its place: those that come later have
+-- LockErasure takes the running erasure whose turn it is until commit; no row when there is none or another session is at it
+-- or has just ended it. One at a time: each reads whole tables. What has begun keeps its place: those that come later have
 -- no earlier turn.
 -- name: LockErasure :one
 SELECT r.id, r.account_id, r.is_dry_run, r.phase, r.writers, r.until, r.after_at, r.after_number, r.after_id
 FROM mailhook.erasures AS r
 WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.turn, x.id LIMIT 1)
+  AND r.state = 'running'
 FOR UPDATE SKIP LOCKED;
 
 -- AdvanceErasure notes what a step has done, and where it has come to.
