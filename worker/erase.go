@@ -74,6 +74,9 @@ func (e *Eraser) Step(ctx context.Context) (n Erased, err error) {
 				return nil
 			}
 			if err == nil {
+				err = s.q.LockPartitions(ctx)
+			}
+			if err == nil {
 				err = s.run(ctx)
 			}
 			n = s.done

@@ -431,3 +431,61 @@ func TestAnErasureEndsUnderAnother(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A step that waits while rows move from DEFAULT into a partition that is being made sees them in their new place: planned
+// before, it would know only the old partitions, and go on past them.
+func TestErasingBesideANewPartition(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, phase, parent, ago string }{
+		{"events", "events", "events", "20 days"},
+		{"events ahead of now, up to which is looked when the phase begins", "dedupe_keys", "events", "-20 days"},
+		{"attempts", "attempts", "attempts", "20 days"},
+		{"events of attempts", "attempts", "events", "20 days"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.fillErasable(t, 90)
+			b.Exec(t, `INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type, number, outcome, response_excerpt, delivery_created_at)
+				VALUES (now() - interval '20 days', mailhook.uuid7(), mailhook.uuid7(), mailhook.uuid7(), 'a0', now() - interval '20 days', 0, 'email.sent', 1, 'http_5xx', $1, now())`, []byte(canary))
+			id, e := b.ask(t, canary, ""), b.eraser(t)
+			for b.erasure(t, id).Phase != c.phase {
+				if _, err := e.Step(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			other, err := b.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Rollback(t.Context())
+			if _, err := other.Exec(t.Context(), "SELECT mailhook.create_partition($1, (now() AT TIME ZONE 'UTC' - $2::text::interval)::date)", c.parent, c.ago); err != nil {
+				t.Fatal(err)
+			}
+			stepped := make(chan error, 1)
+			go func() {
+				_, err := e.Step(t.Context())
+				stepped <- err
+			}()
+			dbtest.Eventually(t, "it waits", func() bool {
+				return len(stepped) > 0 || dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted)", "mailhook."+c.parent+"_default")
+			})
+			if err := other.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-stepped; sqlState(err) == "55P03" {
+				t.Log("it has waited too long, and tries again: this shows nothing")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			b.stepThrough(t, id)
+			if found := traces(b.Dump(t)); len(found) > 0 {
+				t.Errorf("%d traces are left: %s", len(found), found[0])
+			}
+			if n := dbtest.QueryOne[int64](t, b.DB, `SELECT count(*) FROM mailhook.attempts AS a JOIN mailhook.events AS e ON (e.inserted_at, e.id) = (a.event_inserted_at, a.event_id)
+				WHERE e.erased_at IS NOT NULL AND a.response_excerpt IS NOT NULL`); n != 0 {
+				t.Errorf("%d answers to erased events are left", n)
+			}
+		})
+	}
+}

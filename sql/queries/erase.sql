@@ -44,6 +44,12 @@ WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' 
   AND r.state = 'running'
 FOR UPDATE SKIP LOCKED;
 
+-- LockPartitions keeps rows from moving out of DEFAULT until commit. A statement that meets such a move waits for it with the
+-- partitions already looked up, sees neither the rows' old place nor their new one, and the erasure would go on past them.
+-- The parents first, as mailhook.detach_day has it.
+-- name: LockPartitions :exec
+LOCK TABLE ONLY mailhook.events, ONLY mailhook.events_default, ONLY mailhook.attempts, ONLY mailhook.attempts_default IN ACCESS SHARE MODE;
+
 -- AdvanceErasure notes what a step has done, and where it has come to.
 -- name: AdvanceErasure :exec
 UPDATE mailhook.erasures AS r
