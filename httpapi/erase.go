@@ -24,7 +24,7 @@ type Erasure struct {
 	State     string       `json:"state" enum:"running,done"`
 	Phase     string       `json:"phase" doc:"new, waiting (for transactions of the host that were open at the start), the table it is in, or done."`
 	Scanned   int64        `json:"scanned" doc:"How many rows have been looked at."`
-	Erased    ErasedCounts `json:"erased"`
+	Matched   ErasedCounts `json:"matched" doc:"What was erased; in a dry run, what would be."`
 	CreatedAt Timestamp    `json:"created_at"`
 	EndedAt   *Timestamp   `json:"ended_at"`
 }
@@ -125,7 +125,7 @@ func (s *server) getErasure(ctx context.Context, who caller, in *erasureParams) 
 func erasureOf(row db.GetErasureRow) Erasure {
 	return Erasure{
 		ID: db.FormatID(db.ErasurePrefix, row.ID), AccountID: row.AccountID, DryRun: row.IsDryRun, State: row.State, Phase: row.Phase, Scanned: row.ScannedCount,
-		Erased: ErasedCounts{
+		Matched: ErasedCounts{
 			Outbox: row.OutboxCount, Events: row.EventCount, Deliveries: row.DeliveryCount, Attempts: row.AttemptCount, DeadLetters: row.DeadLetterCount,
 			Quarantine: row.QuarantineCount, DedupeKeys: row.DedupeKeyCount, TestDeliveries: row.TestDeliveryCount,
 		},

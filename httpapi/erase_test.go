@@ -29,7 +29,7 @@ func TestEraseIsAskedFor(t *testing.T) {
 	if account, pattern := of(mine["id"].(string)); account == nil || *account != "acme" || !dbtest.QueryOne[bool](t, b.DB, "SELECT 'to: ANN@example.com' ~ $1", pattern) {
 		t.Errorf("%v, %s", account, pattern)
 	}
-	if mine["state"] != "running" || mine["account_id"] != "acme" || mine["erased"].(object)["events"] != 0.0 || mine["ended_at"] != nil {
+	if mine["state"] != "running" || mine["account_id"] != "acme" || mine["matched"].(object)["events"] != 0.0 || mine["ended_at"] != nil {
 		t.Errorf("%v", mine)
 	}
 	one := b.must(t, 202, b.admin, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com", "account_id": "evil"})

@@ -44,6 +44,27 @@ WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' 
   AND r.state = 'running'
 FOR UPDATE SKIP LOCKED;
 
+-- ErasureWaits says for how many transactions an erasure waits, and which of them is the oldest. When one began others see
+-- only with the rights of pg_read_all_stats.
+-- name: ErasureWaits :one
+WITH open AS MATERIALIZED (
+  SELECT DISTINCT ON (l.virtualtransaction) l.virtualtransaction, coalesce(l.pid, 0) AS pid, coalesce(a.xact_start, p.prepared) AS began_at, coalesce(p.gid, '') AS gid
+  FROM mailhook.erasures AS r
+  JOIN pg_catalog.pg_locks AS l ON l.virtualtransaction = ANY (r.writers)
+  LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+  -- A prepared transaction has no process; its own lock tells which it is.
+  LEFT JOIN pg_catalog.pg_locks AS x ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid' AND x.granted
+  LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.transaction = x.transactionid
+  WHERE r.state = 'running' AND r.phase = 'waiting' AND l.locktype = 'relation' AND l.relation = 'mailhook.outbox'::regclass AND l.granted
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+  ORDER BY l.virtualtransaction
+)
+SELECT (SELECT count(*) FROM open)::bigint AS transactions, o.pid::int AS pid, o.gid::text AS gid,
+  coalesce(to_char(o.began_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')::text AS since
+FROM open AS o
+ORDER BY o.began_at NULLS LAST, o.virtualtransaction
+LIMIT 1;
+
 -- LockPartitions keeps rows from moving out of DEFAULT until commit. A statement that meets such a move waits for it with the
 -- partitions already looked up, sees neither the rows' old place nor their new one, and the erasure would go on past them.
 -- The parents first, as mailhook.detach_day has it.
