@@ -160,8 +160,11 @@ func (q *Queries) CountRunningErasures(ctx context.Context, accountID *string) (
 }
 
 const createErasure = `-- name: CreateErasure :one
-INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run)
-VALUES ($1::text, $2::text, $3)
+INSERT INTO mailhook.erasures AS r (account_id, pattern, is_dry_run, turn)
+SELECT $1::text, $2::text, $3,
+  coalesce(greatest(min(x.turn), 1 + max(x.turn) FILTER (WHERE x.account_id IS NOT DISTINCT FROM $1::text)), 0)
+FROM mailhook.erasures AS x
+WHERE x.state = 'running'
 RETURNING r.id
 `
 
@@ -171,7 +174,8 @@ type CreateErasureParams struct {
 	IsDryRun  bool
 }
 
-// CreateErasure asks to forget a person; a worker does it, or mailhook erase.
+// CreateErasure asks to forget a person; a worker does it, or mailhook erase. Accounts take turns: each erasure of an account
+// comes one turn after the one before it, and the first one now, so that many of one account hold up another's by one.
 func (q *Queries) CreateErasure(ctx context.Context, arg CreateErasureParams) (uuid.UUID, error) {
 	row := q.db.QueryRow(ctx, createErasure, arg.AccountID, arg.Pattern, arg.IsDryRun)
 	var id uuid.UUID
@@ -612,6 +616,47 @@ func (q *Queries) ErasureBounds(ctx context.Context) (ErasureBoundsRow, error) {
 	return i, err
 }
 
+const erasureWaits = `-- name: ErasureWaits :one
+WITH open AS MATERIALIZED (
+  SELECT DISTINCT ON (l.virtualtransaction) l.virtualtransaction, coalesce(l.pid, 0) AS pid, coalesce(a.xact_start, p.prepared) AS began_at, coalesce(p.gid, '') AS gid
+  FROM mailhook.erasures AS r
+  JOIN pg_catalog.pg_locks AS l ON l.virtualtransaction = ANY (r.writers)
+  LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+  -- A prepared transaction has no process; its own lock tells which it is.
+  LEFT JOIN pg_catalog.pg_locks AS x ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid' AND x.granted
+  LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.transaction = x.transactionid
+  WHERE r.state = 'running' AND r.phase = 'waiting' AND l.locktype = 'relation' AND l.relation = 'mailhook.outbox'::regclass AND l.granted
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+  ORDER BY l.virtualtransaction
+)
+SELECT (SELECT count(*) FROM open)::bigint AS transactions, o.pid::int AS pid, o.gid::text AS gid,
+  coalesce(to_char(o.began_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), '')::text AS since
+FROM open AS o
+ORDER BY o.began_at NULLS LAST, o.virtualtransaction
+LIMIT 1
+`
+
+type ErasureWaitsRow struct {
+	Transactions int64
+	Pid          int32
+	Gid          string
+	Since        string
+}
+
+// ErasureWaits says for how many transactions an erasure waits, and which of them is the oldest. When one began others see
+// only with the rights of pg_read_all_stats.
+func (q *Queries) ErasureWaits(ctx context.Context) (ErasureWaitsRow, error) {
+	row := q.db.QueryRow(ctx, erasureWaits)
+	var i ErasureWaitsRow
+	err := row.Scan(
+		&i.Transactions,
+		&i.Pid,
+		&i.Gid,
+		&i.Since,
+	)
+	return i, err
+}
+
 const findInEvents = `-- name: FindInEvents :one
 WITH slice AS MATERIALIZED (
   (
@@ -857,7 +902,8 @@ func (q *Queries) IsErasing(ctx context.Context, accountID string) (bool, error)
 const lockErasure = `-- name: LockErasure :one
 SELECT r.id, r.account_id, r.is_dry_run, r.phase, r.writers, r.until, r.after_at, r.after_number, r.after_id
 FROM mailhook.erasures AS r
-WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.id LIMIT 1)
+WHERE r.id = (SELECT x.id FROM mailhook.erasures AS x WHERE x.state = 'running' ORDER BY x.turn, x.id LIMIT 1)
+  AND r.state = 'running'
 FOR UPDATE SKIP LOCKED
 `
 
@@ -873,8 +919,9 @@ type LockErasureRow struct {
 	AfterID     uuid.UUID
 }
 
-// LockErasure takes the oldest running erasure until commit; no row when there is none or another session is at it. One at a
-// time: each reads whole tables.
+// LockErasure takes the running erasure whose turn it is until commit; no row when there is none or another session is at it
+// or has just ended it. One at a time: each reads whole tables. What has begun keeps its place: those that come later have
+// no earlier turn.
 func (q *Queries) LockErasure(ctx context.Context) (LockErasureRow, error) {
 	row := q.db.QueryRow(ctx, lockErasure)
 	var i LockErasureRow
@@ -890,4 +937,16 @@ func (q *Queries) LockErasure(ctx context.Context) (LockErasureRow, error) {
 		&i.AfterID,
 	)
 	return i, err
+}
+
+const lockPartitions = `-- name: LockPartitions :exec
+LOCK TABLE ONLY mailhook.events, ONLY mailhook.events_default, ONLY mailhook.attempts, ONLY mailhook.attempts_default IN ACCESS SHARE MODE
+`
+
+// LockPartitions keeps rows from moving out of DEFAULT until commit. A statement that meets such a move waits for it with the
+// partitions already looked up, sees neither the rows' old place nor their new one, and the erasure would go on past them.
+// The parents first, as mailhook.detach_day has it.
+func (q *Queries) LockPartitions(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, lockPartitions)
+	return err
 }

@@ -10,8 +10,11 @@ import (
 	"mailhook/db"
 )
 
-// maxRunningErasures is how many erasures of an account, or of admins, may wait for their turn: each reads whole tables.
-const maxRunningErasures = 100
+// How many erasures of an account, or of admins for all accounts, may wait for their turn: each reads whole tables.
+const (
+	maxRunningErasures         = 10
+	maxRunningErasuresOfAdmins = 100
+)
 
 // An Erasure forgets a person. It does not say whom.
 type Erasure struct {
@@ -21,7 +24,7 @@ type Erasure struct {
 	State     string       `json:"state" enum:"running,done"`
 	Phase     string       `json:"phase" doc:"new, waiting (for transactions of the host that were open at the start), the table it is in, or done."`
 	Scanned   int64        `json:"scanned" doc:"How many rows have been looked at."`
-	Erased    ErasedCounts `json:"erased"`
+	Matched   ErasedCounts `json:"matched" doc:"What was erased; in a dry run, what would be."`
 	CreatedAt Timestamp    `json:"created_at"`
 	EndedAt   *Timestamp   `json:"ended_at"`
 }
@@ -80,12 +83,19 @@ func (s *server) eraseRecipient(ctx context.Context, who caller, in *eraseReques
 	if err != nil {
 		return nil, invalid(FieldError{"recipient", "invalid", err.Error()})
 	}
+	limit, lock := int64(maxRunningErasuresOfAdmins), "" // no account has an empty name
+	if account != nil {
+		limit, lock = maxRunningErasures, *account
+	}
 	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, lock); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
 		running, err := q.CountRunningErasures(ctx, account)
 		switch {
 		case err != nil:
 			return fmt.Errorf("count erasures: %w", err)
-		case running >= maxRunningErasures:
+		case running >= limit:
 			return fail(codeLimitReached, fmt.Sprintf("%d erasures are running: wait for one to end", running))
 		}
 		id, err := q.CreateErasure(ctx, db.CreateErasureParams{AccountID: account, Pattern: pattern})
@@ -118,7 +128,7 @@ func (s *server) getErasure(ctx context.Context, who caller, in *erasureParams) 
 func erasureOf(row db.GetErasureRow) Erasure {
 	return Erasure{
 		ID: db.FormatID(db.ErasurePrefix, row.ID), AccountID: row.AccountID, DryRun: row.IsDryRun, State: row.State, Phase: row.Phase, Scanned: row.ScannedCount,
-		Erased: ErasedCounts{
+		Matched: ErasedCounts{
 			Outbox: row.OutboxCount, Events: row.EventCount, Deliveries: row.DeliveryCount, Attempts: row.AttemptCount, DeadLetters: row.DeadLetterCount,
 			Quarantine: row.QuarantineCount, DedupeKeys: row.DedupeKeyCount, TestDeliveries: row.TestDeliveryCount,
 		},

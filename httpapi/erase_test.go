@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +29,7 @@ func TestEraseIsAskedFor(t *testing.T) {
 	if account, pattern := of(mine["id"].(string)); account == nil || *account != "acme" || !dbtest.QueryOne[bool](t, b.DB, "SELECT 'to: ANN@example.com' ~ $1", pattern) {
 		t.Errorf("%v, %s", account, pattern)
 	}
-	if mine["state"] != "running" || mine["account_id"] != "acme" || mine["erased"].(object)["events"] != 0.0 || mine["ended_at"] != nil {
+	if mine["state"] != "running" || mine["account_id"] != "acme" || mine["matched"].(object)["events"] != 0.0 || mine["ended_at"] != nil {
 		t.Errorf("%v", mine)
 	}
 	one := b.must(t, 202, b.admin, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com", "account_id": "evil"})
@@ -55,12 +57,36 @@ func TestEraseIsAskedFor(t *testing.T) {
 			t.Errorf("%v: %d %s", bad, answer.status, answer.text)
 		}
 	}
-	for range maxRunningErasures - 1 {
-		b.must(t, 202, b.acme, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com"})
-	}
-	b.must(t, 409, b.acme, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com"})
 	if strings.Contains(strings.ToLower(b.logs.String()), "ann@example") {
 		t.Errorf("in the log: %s", b.logs.String())
+	}
+}
+
+// An account may have ten waiting, also when it asks for many at one moment; others have their own ten.
+func TestErasuresAreLimited(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var wg sync.WaitGroup
+	var accepted, refused atomic.Int64
+	for range 3 * maxRunningErasures {
+		wg.Go(func() {
+			switch answer := b.send(t, b.acme, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com"}); answer.status {
+			case 202:
+				accepted.Add(1)
+			case 409:
+				refused.Add(1)
+			default:
+				t.Errorf("%d %s", answer.status, answer.text)
+			}
+		})
+	}
+	wg.Wait()
+	if accepted.Load() != 10 || refused.Load() != 20 {
+		t.Errorf("%d are running, %d were refused", accepted.Load(), refused.Load())
+	}
+	b.must(t, 202, b.evil, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com"})
+	for range maxRunningErasures + 1 {
+		b.must(t, 202, b.admin, "POST", "/v1/recipients/erase", object{"recipient": "ann@example.com"})
 	}
 }
 

@@ -41,7 +41,7 @@ func (w *Worker) erase(ctx context.Context) {
 	})
 }
 
-// An Eraser works off erasures, the oldest first, in steps. Of several, in whatever processes, one does; and what one has
+// An Eraser works off erasures, the accounts in turn, in steps. Of several, in whatever processes, one does; and what one has
 // left another goes on with.
 type Eraser struct {
 	pool *db.Pool
@@ -72,6 +72,9 @@ func (e *Eraser) Step(ctx context.Context) (n Erased, err error) {
 			s.LockErasureRow, err = s.q.LockErasure(ctx)
 			if errors.Is(err, pgx.ErrNoRows) {
 				return nil
+			}
+			if err == nil {
+				err = s.q.LockPartitions(ctx)
 			}
 			if err == nil {
 				err = s.run(ctx)

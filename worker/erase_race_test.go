@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/cmd/receiver"
@@ -351,5 +352,139 @@ func TestAnErasureWaitsForTheHost(t *testing.T) {
 	}
 	if row := b.stepThrough(t, id); row.OutboxCount != 10 {
 		t.Errorf("%d of 10 erased", row.OutboxCount)
+	}
+}
+
+// An account that asks for many erasures at once holds up another's by one of them.
+func TestAccountsTakeTurnsAtErasing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var many []uuid.UUID
+	for range 10 {
+		many = append(many, b.ask(t, canary, "a0"))
+	}
+	e := b.eraser(t)
+	if n, err := e.Step(t.Context()); err != nil || !n.Turned {
+		t.Fatal(n, err)
+	}
+	others := []uuid.UUID{b.ask(t, canary, "a1"), b.ask(t, canary, "")}
+	ended := func() (n int) {
+		for _, id := range many {
+			if b.erasure(t, id).State == "done" {
+				n++
+			}
+		}
+		return n
+	}
+	for _, id := range others {
+		if b.stepThrough(t, id); ended() != 1 {
+			t.Errorf("%d of the other account came before it", ended())
+		}
+	}
+	// One that is asked for later does not wait for the rest either.
+	if b.stepThrough(t, b.ask(t, canary, "a1")); ended() > 2 {
+		t.Errorf("%d of the other account came before the second", ended())
+	}
+	for i, id := range many {
+		if b.stepThrough(t, id); ended() != max(i+1, 2) {
+			t.Errorf("%d ended with the one of place %d", ended(), i)
+		}
+	}
+}
+
+// Between the look for an erasure and its lock another session may end it: this one then leaves it alone.
+func TestAnErasureEndsUnderAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.ask(t, canary, "")
+	// A policy holds the look up after it has its snapshot.
+	b.Exec(t, `CREATE FUNCTION public.hold_up() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'`)
+	b.Exec(t, "CREATE POLICY hold_up ON mailhook.erasures USING (public.hold_up())")
+	b.Exec(t, "ALTER TABLE mailhook.erasures ENABLE ROW LEVEL SECURITY")
+	other, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback(t.Context())
+	if _, err := other.Exec(t.Context(), "SELECT pg_advisory_xact_lock(7)"); err != nil {
+		t.Fatal(err)
+	}
+	type answer struct {
+		n   Erased
+		err error
+	}
+	answers, e := make(chan answer, 1), b.eraser(t)
+	go func() {
+		n, err := e.Step(t.Context())
+		answers <- answer{n, err}
+	}()
+	dbtest.Eventually(t, "it looks", func() bool {
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)")
+	})
+	if err := db.New(b.Pool).EndErasure(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answers; got.err != nil || got.n != (Erased{}) {
+		t.Error(got)
+	}
+}
+
+// A step that waits while rows move from DEFAULT into a partition that is being made sees them in their new place: planned
+// before, it would know only the old partitions, and go on past them.
+func TestErasingBesideANewPartition(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, phase, parent string }{
+		{"events", "events", "events"},
+		{"attempts", "attempts", "attempts"},
+		{"events of attempts", "attempts", "events"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.fillErasable(t, 90)
+			b.Exec(t, `INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type, number, outcome, response_excerpt, delivery_created_at)
+				VALUES (now() - interval '20 days', mailhook.uuid7(), mailhook.uuid7(), mailhook.uuid7(), 'a0', now() - interval '20 days', 0, 'email.sent', 1, 'http_5xx', $1, now())`, []byte(canary))
+			id, e := b.ask(t, canary, ""), b.eraser(t)
+			for b.erasure(t, id).Phase != c.phase {
+				if _, err := e.Step(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			other, err := b.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer other.Rollback(t.Context())
+			if _, err := other.Exec(t.Context(), "SELECT mailhook.create_partition($1, (now() AT TIME ZONE 'UTC' - interval '20 days')::date)", c.parent); err != nil {
+				t.Fatal(err)
+			}
+			stepped := make(chan error, 1)
+			go func() {
+				_, err := e.Step(t.Context())
+				stepped <- err
+			}()
+			dbtest.Eventually(t, "it waits", func() bool {
+				return len(stepped) > 0 || dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted)", "mailhook."+c.parent+"_default")
+			})
+			if err := other.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-stepped; sqlState(err) == "55P03" {
+				t.Log("it has waited too long, and tries again: this shows nothing")
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			b.stepThrough(t, id)
+			if found := traces(b.Dump(t)); len(found) > 0 {
+				t.Errorf("%d traces are left: %s", len(found), found[0])
+			}
+			if n := dbtest.QueryOne[int64](t, b.DB, `SELECT count(*) FROM mailhook.attempts AS a JOIN mailhook.events AS e ON (e.inserted_at, e.id) = (a.event_inserted_at, a.event_id)
+				WHERE e.erased_at IS NOT NULL AND a.response_excerpt IS NOT NULL`); n != 0 {
+				t.Errorf("%d answers to erased events are left", n)
+			}
+		})
 	}
 }

@@ -280,6 +280,32 @@ func TestErasing(t *testing.T) {
 	}
 }
 
+// Counts are kept for ever: an address that the host has put where a campaign or a domain belongs does not come into them.
+func TestNoAddressIsCounted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	now := time.Now().UTC()
+	old, inDefault := b.pastDay(t, 30), now.Truncate(day).AddDate(0, 0, -40)
+	for i, campaign := range []string{canary, "to " + canary + strings.Repeat("x", 400), "Canary.7%40erased.example", `canary.7\u0040erased.example`, "spring"} {
+		for j, at := range []time.Time{old, inDefault} {
+			b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, campaign_id, sending_domain)
+				VALUES ($1, $2, 'a', 'email.sent', now(), now(), $3, $4, $4)`, at, 2*i+j, canary, campaign)
+		}
+	}
+	b.idleWorker(t, b.config()).retainOnce(t.Context(), now)
+	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.events"); n != 0 {
+		t.Fatalf("%d events are not counted", n)
+	}
+	got := dbtest.QueryOne[string](t, b.DB, `SELECT string_agg(DISTINCT format('c=%s s=%s %s', campaign_id, sending_domain, n), ', ') FROM mailhook.event_counts`)
+	if got != "c= s= 4, c=spring s=spring 1" {
+		t.Error(got)
+	}
+	b.stepThrough(t, b.ask(t, canary, ""))
+	if found := traces(b.Dump(t)); len(found) > 0 {
+		t.Errorf("%d traces are left: %s", len(found), found[0])
+	}
+}
+
 // containsLines says whether all lines of some are lines of all.
 func containsLines(all, some string) bool {
 	lines := map[string]bool{}

@@ -27,7 +27,7 @@ type erasure struct {
 	DryRun    bool             `json:"dry_run"`
 	State     string           `json:"state"`
 	Scanned   int64            `json:"scanned"`
-	Erased    map[string]int64 `json:"erased"`
+	Matched   map[string]int64 `json:"matched"` // erased, or in a dry run only found
 }
 
 func eraseCommand() *cli.Command {
@@ -132,7 +132,7 @@ func seeThrough(ctx context.Context, pool *db.Pool, id uuid.UUID, progress io.Wr
 		}
 		if getErr == nil && (row.Phase != phase || time.Since(told) > 5*time.Second) {
 			phase, told = row.Phase, time.Now()
-			fmt.Fprintf(progress, "%s: %d rows looked at, %d events erased\n", phase, row.ScannedCount, row.OutboxCount+row.EventCount)
+			fmt.Fprintln(progress, progressOf(row, waitsOf(ctx, q)))
 		}
 		if err != nil || n == (worker.Erased{}) { // a worker is at it, or a transaction of the host is waited for
 			select {
@@ -144,10 +144,53 @@ func seeThrough(ctx context.Context, pool *db.Pool, id uuid.UUID, progress io.Wr
 	return nil, ctx.Err()
 }
 
+// progressOf says which table an erasure is in, and what it has come to until now.
+func progressOf(row db.GetErasureRow, waits string) string {
+	switch {
+	case row.Phase == "new" && waits == "":
+		return "waiting for its turn"
+	case row.Phase == "new":
+		return "waiting for its turn: the one before it waits for " + waits
+	case row.Phase == "waiting" && waits == "":
+		return "looking for open transactions of the host"
+	case row.Phase == "waiting":
+		return "waiting for " + waits
+	}
+	return fmt.Sprintf("at %s; so far %d rows looked at, %d events %s", row.Phase, row.ScannedCount, row.OutboxCount+row.EventCount, verbOf(row.IsDryRun))
+}
+
+// waitsOf says for which transactions the erasure waits whose turn it is; nothing where it does not.
+func waitsOf(ctx context.Context, q *db.Queries) string {
+	row, err := q.ErasureWaits(ctx)
+	if err != nil { // none, or it cannot be told
+		return ""
+	}
+	text := "a transaction of the host that was open at the start,"
+	if row.Transactions > 1 {
+		text = fmt.Sprintf("%d transactions of the host that were open at the start, the oldest", row.Transactions)
+	}
+	if row.Since != "" {
+		text += " since " + row.Since
+	} else {
+		text = strings.TrimSuffix(text, ",")
+	}
+	if row.Gid != "" {
+		return fmt.Sprintf("%s (prepared as %q)", text, row.Gid)
+	}
+	return fmt.Sprintf("%s (pid %d)", text, row.Pid)
+}
+
+func verbOf(isDryRun bool) string {
+	if isDryRun {
+		return "would be erased"
+	}
+	return "erased"
+}
+
 func erasureOf(row db.GetErasureRow) *erasure {
 	return &erasure{
 		ID: db.FormatID(db.ErasurePrefix, row.ID), AccountID: row.AccountID, DryRun: row.IsDryRun, State: row.State, Scanned: row.ScannedCount,
-		Erased: map[string]int64{
+		Matched: map[string]int64{
 			"outbox": row.OutboxCount, "events": row.EventCount, "deliveries": row.DeliveryCount, "attempts": row.AttemptCount, "dead_letters": row.DeadLetterCount,
 			"quarantine": row.QuarantineCount, "dedupe_keys": row.DedupeKeyCount, "test_deliveries": row.TestDeliveryCount,
 		},
@@ -156,17 +199,25 @@ func erasureOf(row db.GetErasureRow) *erasure {
 
 func (e *erasure) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	verb := "erased"
-	if e.DryRun {
-		verb = "would be erased"
-	}
 	fmt.Fprintf(w, "%s\t%s\t%d rows looked at\n", e.ID, e.State, e.Scanned)
+	nothing := true
+	for _, n := range e.Matched {
+		nothing = nothing && n == 0
+	}
+	if nothing {
+		of := ""
+		if e.AccountID != nil {
+			of = fmt.Sprintf(" of account %q", *e.AccountID)
+		}
+		fmt.Fprintf(w, "nothing found%s\n", of)
+		return w.Flush()
+	}
 	for _, line := range []struct{ table, what string }{
 		{"outbox", "undispatched events, kept as counts"}, {"events", "events, kept as counts"}, {"deliveries", "unfinished deliveries, cancelled"},
 		{"attempts", "excerpts of answers, wiped"}, {"dead_letters", "removed"}, {"quarantine", "removed"}, {"dedupe_keys", "removed"},
 		{"test_deliveries", "excerpts of answers, wiped"},
 	} {
-		fmt.Fprintf(w, "  %s\t%d %s\t%s\n", line.table, e.Erased[line.table], verb, line.what)
+		fmt.Fprintf(w, "  %s\t%d %s\t%s\n", line.table, e.Matched[line.table], verbOf(e.DryRun), line.what)
 	}
 	return w.Flush()
 }

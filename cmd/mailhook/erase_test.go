@@ -1,15 +1,20 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
 	"mailhook/db/dbtest"
@@ -143,11 +148,20 @@ func TestTheCommandErase(t *testing.T) {
 		FROM generate_series(1, 18000) AS n`, canary)
 	var counted erasure
 	out, stderr, code := mailhook(t, env, "erase", "--recipient", canary, "--dry-run", "--json")
-	if err := json.Unmarshal([]byte(out), &counted); err != nil || code != 0 || counted.Erased["events"] != 6000 || counted.State != "done" || !strings.HasPrefix(counted.ID, "ers_") {
+	if err := json.Unmarshal([]byte(out), &counted); err != nil || code != 0 || counted.Matched["events"] != 6000 || counted.State != "done" || !strings.HasPrefix(counted.ID, "ers_") {
 		t.Fatalf("%d %v %s%s", code, err, out, stderr)
 	}
-	if len(traces(stderr)) > 0 || len(traces(out)) > 0 || !strings.Contains(stderr, "events: ") {
+	if len(traces(stderr)) > 0 || len(traces(out)) > 0 || !strings.Contains(stderr, "at events; so far 0 rows looked at, 0 events would be erased") ||
+		!strings.Contains(stderr, "at attempts; so far 18000 rows looked at, 6000 events would be erased") {
 		t.Errorf("%s%s", out, stderr)
+	}
+	out, stderr, code = mailhook(t, env, "erase", "--recipient", canary, "--dry-run", "--account", "nosuch")
+	if code != 0 || !strings.Contains(out, `nothing found of account "nosuch"`) || strings.Contains(out, "would be erased") {
+		t.Errorf("%d %s%s", code, out, stderr)
+	}
+	out, stderr, code = mailhook(t, env, "erase", "--recipient", canary, "--dry-run")
+	if code != 0 || !strings.Contains(out, "6000 would be erased  events, kept as counts") {
+		t.Errorf("%d %s%s", code, out, stderr)
 	}
 	left := func() int64 {
 		return dbtest.QueryOne[int64](t, d, "SELECT count(*) FROM mailhook.events WHERE recipient = $1", canary)
@@ -169,8 +183,9 @@ func TestTheCommandErase(t *testing.T) {
 	if kills == 0 || left() == 0 {
 		t.Fatalf("killed %d times, %d left: this test shows nothing", kills, left())
 	}
+	// Those that were killed end before it, and have found all.
 	out, stderr, code = mailhook(t, append(env, "MAILHOOK_ERASE_RECIPIENT="+canary), "erase", "--account", "acme")
-	if code != 0 || !strings.Contains(out, "kept as counts") || left() != 0 {
+	if code != 0 || !strings.Contains(out, `nothing found of account "acme"`) || left() != 0 {
 		t.Errorf("%d, %d left\n%s%s", code, left(), out, stderr)
 	}
 	if n := dbtest.QueryOne[int64](t, d, "SELECT sum(event_count)::bigint FROM mailhook.erasures WHERE NOT is_dry_run"); n != 6000 {
@@ -185,6 +200,61 @@ func TestTheCommandErase(t *testing.T) {
 	for _, args := range [][]string{{"erase"}, {"erase", "--recipient", "canary"}, {"erase", "--recipient", canary, "--account", ""}} {
 		if _, stderr, code := mailhook(t, env, args...); code != 2 || len(traces(stderr)) > 0 {
 			t.Errorf("%v: %d %s", args, code, stderr)
+		}
+	}
+}
+
+// The command says for what it waits: transactions of the host, or for its turn behind another that does.
+func TestEraseSaysForWhatItWaits(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	begin := func() (tx pgx.Tx, pid int64) {
+		tx, err := d.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tx.Rollback(context.Background()) })
+		if err := tx.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), "INSERT INTO mailhook.outbox (event_type) VALUES ('email.sent')"); err != nil {
+			t.Fatal(err)
+		}
+		return tx, pid
+	}
+	forgotten, _ := begin()
+	gid := dbtest.QueryOne[string](t, d, "SELECT current_database()")
+	if _, err := forgotten.Exec(t.Context(), "PREPARE TRANSACTION '"+gid+"'"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Pool.Exec(context.Background(), "ROLLBACK PREPARED '"+gid+"'") })
+	if err := forgotten.Commit(t.Context()); err != nil { // of nothing: the session has no transaction any more
+		t.Fatal(err)
+	}
+	host, pid := begin()
+	const of = " of the host that (was|were) open at the start,( the oldest)? since 20[-0-9]+T[:0-9]+Z "
+	var progress [2]lockedBuffer
+	says := func(i int, what string) {
+		t.Helper()
+		dbtest.Eventually(t, what, func() bool { return regexp.MustCompile(what).MatchString(progress[i].String()) })
+	}
+	var ended [2]*exec.Cmd
+	for i := range ended {
+		ended[i] = command(t, []string{"MAILHOOK_DATABASE_URL=" + d.URL}, "erase", "--recipient", canary, "--account", "acme")
+		ended[i].Stderr = &progress[i]
+		if err := ended[i].Start(); err != nil {
+			t.Fatal(err)
+		}
+		says(i, []string{"", "waiting for its turn: the one before it "}[i]+"wait(ing|s) for 2 transactions"+of+`\(prepared as "`+gid+`"\)\n`)
+	}
+	d.Exec(t, "ROLLBACK PREPARED '"+gid+"'")
+	says(0, "waiting for a transaction"+of+`\(pid `+strconv.FormatInt(pid, 10)+`\)\n`)
+	if err := host.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, cmd := range ended {
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v %s", err, progress[i].String())
 		}
 	}
 }

@@ -15,7 +15,7 @@ CREATE TABLE mailhook.event_counts (
 );
 COMMENT ON TABLE mailhook.event_counts IS 'How many events a dropped day had; kept. Duplicates (events.duplicate_of) are not counted. A day is complete once detached_days has it no more.';
 COMMENT ON COLUMN mailhook.event_counts.day IS 'The day (UTC) of inserted_at.';
-COMMENT ON COLUMN mailhook.event_counts.campaign_id IS 'Empty for none. Values longer than 400 bytes are counted under their first 100 characters, here and in the next two columns: an index entry has 2,700 bytes.';
+COMMENT ON COLUMN mailhook.event_counts.campaign_id IS 'Empty for none, and for one with an @ in it, which may be a person''s address: an erasure does not reach this table. Values longer than 400 bytes are counted under their first 100 characters, here and in the next two columns: an index entry has 2,700 bytes.';
 COMMENT ON COLUMN mailhook.event_counts.sending_domain IS 'In lower case; empty for none.';
 COMMENT ON COLUMN mailhook.event_counts.recipient_domain IS 'What follows the last @ of the recipient, in lower case; empty for none.';
 
@@ -29,10 +29,12 @@ CREATE TABLE mailhook.detached_days (
 COMMENT ON TABLE mailhook.detached_days IS 'Days taken out of events that are being counted: the table events_YYYYMMDD stands alone until it is dropped.';
 COMMENT ON COLUMN mailhook.detached_days.counted_inserted_at IS 'With counted_id: the last event that is in event_counts.';
 
+-- Counts are kept for ever and no erasure reaches them, so no address may come into them: neither a campaign nor a domain has
+-- an @, as it is or escaped as JSON or URLs do (db.RecipientPattern).
 CREATE FUNCTION mailhook.count_key(value text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE WHEN octet_length(value) > 400 THEN left(value, 100) ELSE coalesce(value, '') END;
-COMMENT ON FUNCTION mailhook.count_key IS 'A value as event_counts has it: empty for NULL, cut where an index could not take it.';
+RETURN CASE WHEN value ~ '@|%(25)*40|\\+u0040' THEN '' WHEN octet_length(value) > 400 THEN left(value, 100) ELSE coalesce(value, '') END;
+COMMENT ON FUNCTION mailhook.count_key IS 'A value as event_counts has it: empty for NULL and for what has an @ in it, cut where an index could not take it.';
 
 CREATE FUNCTION mailhook.recipient_domain(recipient text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

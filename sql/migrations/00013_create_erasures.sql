@@ -5,6 +5,7 @@ CREATE TABLE mailhook.erasures (
   pattern             text,
   is_dry_run          boolean NOT NULL DEFAULT false,
   state               text NOT NULL DEFAULT 'running',
+  turn                bigint NOT NULL DEFAULT 0,
   phase               text NOT NULL DEFAULT 'new',
   writers             text[] NOT NULL DEFAULT '{}',
   until               timestamptz NOT NULL DEFAULT '0001-01-01 00:00+00',
@@ -28,12 +29,13 @@ CREATE TABLE mailhook.erasures (
   CONSTRAINT erasures_pattern_check CHECK ((state = 'running') = (pattern IS NOT NULL)),
   CONSTRAINT erasures_ended_at_check CHECK ((state = 'running') = (ended_at IS NULL))
 ) WITH (fillfactor = 50);
-CREATE INDEX erasures_id_idx ON mailhook.erasures (id) WHERE state = 'running';
+CREATE INDEX erasures_turn_id_idx ON mailhook.erasures (turn, id) WHERE state = 'running';
 CREATE INDEX erasures_ended_at_idx ON mailhook.erasures (ended_at) WHERE state <> 'running';
 COMMENT ON TABLE mailhook.erasures IS 'Requests to forget a person: everything that mentioned an address when the request began. Worked off one at a time, in steps; each step and its place are one transaction.';
 COMMENT ON COLUMN mailhook.erasures.account_id IS 'Only what belongs to this account; NULL is all accounts.';
 COMMENT ON COLUMN mailhook.erasures.pattern IS 'A regular expression of the address in the spellings that data has it in (db.RecipientPattern). NULL once it has ended.';
 COMMENT ON COLUMN mailhook.erasures.is_dry_run IS 'Only counts.';
+COMMENT ON COLUMN mailhook.erasures.turn IS 'Running ones are worked off by turn and id: those of one account have one turn each, so that accounts take turns.';
 COMMENT ON COLUMN mailhook.erasures.phase IS 'new, waiting (for the writers), then the table that it is in: outbox, quarantine, dedupe_keys, events, detached_days, attempts, test_deliveries; done.';
 COMMENT ON COLUMN mailhook.erasures.writers IS 'The transactions that had inserted into outbox, or might, when it began: it looks once they have ended.';
 COMMENT ON COLUMN mailhook.erasures.until IS 'Up to which time the table of this phase is read; set when the phase begins.';

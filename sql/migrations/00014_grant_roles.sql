@@ -46,6 +46,7 @@ GRANT INSERT (actor, actor_key_id, account_id, action, object_id, before, after)
 -- Whom an erasure is about only workers read.
 GRANT INSERT (account_id, pattern, is_dry_run), SELECT (id, account_id, is_dry_run, state, phase, scanned_count, outbox_count, event_count, delivery_count,
   attempt_count, dead_letter_count, quarantine_count, dedupe_key_count, test_delivery_count, created_at, ended_at) ON mailhook.erasures TO mailhook_api;
+GRANT INSERT (turn), SELECT (turn) ON mailhook.erasures TO mailhook_api;
 -- A quarantined event goes back to the outbox.
 GRANT INSERT ON mailhook.outbox TO mailhook_api;
 
