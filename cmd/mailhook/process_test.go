@@ -393,9 +393,10 @@ func TestTheCommandsTogether(t *testing.T) {
 		Outcome    string `json:"outcome"`
 	}
 	request(t, key, http.MethodPost, "http://"+address+"/v1/subscriptions/"+created.ID+"/test", "{}", http.StatusOK, &test)
-	if test.Outcome != "ok" || test.StatusCode != http.StatusNoContent || !strings.Contains(received.String(), `"test":true`) {
-		t.Errorf("%+v\n%s", test, received.String())
+	if test.Outcome != "ok" || test.StatusCode != http.StatusNoContent {
+		t.Errorf("%+v", test)
 	}
+	dbtest.Eventually(t, "the test send is printed", func() bool { return strings.Contains(received.String(), `"test":true`) })
 	out, stderr, code := mailhook(t, env, "emit", "email.clicked", "--account", "acme", "--data", `{"link_url": "https://example.com/"}`)
 	if code != 0 || !strings.HasPrefix(out, "evt_") {
 		t.Fatalf("emit: %s%s", out, stderr)
