@@ -403,6 +403,9 @@ func (l *life) checkClaimed(w *lifeWorker, s *lifeSubscription, ds []*lifeDelive
 		}
 	}
 	switch {
+	case l.mayStart(s, began) && s.isOpen() && s.openUntil.After(began) && s.openUntil.Before(began.Add(time.Second)):
+		// A tenth of the time that it has been open is no multiple of step: the statement may begin after that.
+		least, most = 0, min(1, most)
 	case !l.mayStart(s, began), s.isOpen() && s.openUntil.After(began):
 		least, most = 0, 0
 	case s.isOpen():
