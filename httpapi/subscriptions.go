@@ -326,7 +326,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 func formatDelays(schedule []time.Duration) []string {
 	delays := make([]string, len(schedule))
 	for i, delay := range schedule {
-		delays[i] = formatDuration(delay)
+		delays[i] = db.FormatDuration(delay)
 	}
 	return delays
 }
@@ -336,7 +336,7 @@ func formatSeconds(d time.Duration) string {
 	if d%time.Second == 0 {
 		return strconv.FormatInt(int64(d/time.Second), 10) + "s"
 	}
-	return formatDuration(d)
+	return db.FormatDuration(d)
 }
 
 func valueOf[T any](p *T) (v T) {
