@@ -31,6 +31,13 @@ type Subscription struct {
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
+	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
+}
+
+// A LiveSecret says since when a signing secret signs, and until when; never what it is.
+type LiveSecret struct {
+	CreatedAt Timestamp  `json:"created_at"`
+	ExpiresAt *Timestamp `json:"expires_at" doc:"When it ceases to sign along, after a rotation; null for the newest."`
 }
 
 // A Channel is where the requests of a subscription go.
@@ -183,7 +190,21 @@ func (s *server) getSubscription(ctx context.Context, who caller, in *subscripti
 	if err != nil {
 		return nil, err
 	}
-	return &subscriptionResponse{subscriptionOf(row)}, nil
+	body, err := withSecrets(ctx, s.queries, row)
+	return &subscriptionResponse{body}, err
+}
+
+// withSecrets is a subscription as it is answered alone: with how long its secrets sign.
+func withSecrets(ctx context.Context, q *db.Queries, row db.Subscription) (Subscription, error) {
+	answer := subscriptionOf(row)
+	live, err := q.ListLiveSecrets(ctx, row.ID)
+	if err != nil {
+		return answer, fmt.Errorf("list secrets: %w", err)
+	}
+	for _, l := range live {
+		answer.Secrets = append(answer.Secrets, LiveSecret{Timestamp(l.CreatedAt), optionalTimestamp(l.ExpiresAt)})
+	}
+	return answer, nil
 }
 
 // findSubscription reads a subscription by its public id; ids of no right form are 404 as well.
@@ -206,18 +227,22 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public, act
 	if err != nil {
 		return Subscription{}, notFound()
 	}
-	var changed db.Subscription
+	var answer Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		row, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account})
 		if err != nil {
 			return fmt.Errorf("lock subscription: %w", err)
 		}
-		if changed, err = change(q, row); err != nil {
+		changed, err := change(q, row)
+		if err != nil {
+			return err
+		}
+		if answer, err = withSecrets(ctx, q, changed); err != nil {
 			return err
 		}
 		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
-	return subscriptionOf(changed), err
+	return answer, err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
