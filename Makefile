@@ -75,7 +75,7 @@ faults-ci: faults-build
 FUZZTIME ?= 20s
 FUZZ_CI = db/egress:FuzzURL httpapi:FuzzHeaders httpapi:FuzzEventType httpapi:FuzzFilters worker:FuzzRenderer cmd/receiver:FuzzVerify cmd/mailhook:FuzzConfig
 FUZZ = $(FUZZ_CI) httpapi:FuzzPatch httpapi:FuzzCursor httpapi:FuzzExcerpt worker:FuzzMembers worker:FuzzAnswer worker:FuzzErrors worker:FuzzSecret \
-	cmd/mailhook:FuzzInert db:FuzzDuration db:FuzzDuration db:FuzzEventID
+	cmd/mailhook:FuzzInert db:FuzzDuration db:FuzzEventID
 
 fuzz:
 	@for target in $(FUZZ); do echo "$$target"; go test ./$${target%:*} -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) || exit 1; done
