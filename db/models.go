@@ -98,8 +98,22 @@ type Subscription struct {
 	// Requests under way at one time, over all workers.
 	MaxInFlight        int32
 	RateLimitPerSecond *float64
-	CreatedAt          time.Time
-	UpdatedAt          time.Time
+	// Which answers are success: 2xx, or 200 alone.
+	SuccessRule string
+	// Batches: how many events one request carries at most; NULL: one event a request, and no array.
+	BatchMaxEvents *int32
+	// Batches: how long the first event of a batch waits for others.
+	BatchMaxWait *time.Duration
+	// Deliveries of one message, or of one recipient, go one after another; none: in no order.
+	Ordering string
+	// What a channel is told with each message and anybody may read: the sound of pushover, and so on.
+	ChannelSettings []byte
+	// Filters beside the four columns: an array of conditions, all of which must hold.
+	FilterConditions []byte
+	// By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.
+	PublicKey *string
+	CreatedAt time.Time
+	UpdatedAt time.Time
 	// Raised by every change; workers compare it just before they send.
 	Version int64
 	// Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.

@@ -15,15 +15,17 @@ import (
 const createSubscription = `-- name: CreateSubscription :one
 INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
   event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
-  retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second)
+  retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second,
+  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[],
   $9, $10::text[],
   ARRAY(SELECT lower(given.value) FROM unnest($11::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   $12::text[], $13::text[],
   ARRAY(SELECT host(given.value::inet) FROM unnest($14::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   $15, $16, $17::interval[], $18, $19, $20::interval, $21,
-  $22)
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+  $22, $23, $24, $25::interval, $26,
+  $27::jsonb, $28::jsonb, $29)
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
 type CreateSubscriptionParams struct {
@@ -49,6 +51,13 @@ type CreateSubscriptionParams struct {
 	Timeout              time.Duration
 	MaxInFlight          int32
 	RateLimitPerSecond   *float64
+	SuccessRule          string
+	BatchMaxEvents       *int32
+	BatchMaxWait         *time.Duration
+	Ordering             string
+	ChannelSettings      []byte
+	FilterConditions     []byte
+	PublicKey            *string
 }
 
 // CreateSubscription adds a subscription. Filters are stored as dispatch compares them: domains by lower() of this
@@ -77,6 +86,13 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		arg.Timeout,
 		arg.MaxInFlight,
 		arg.RateLimitPerSecond,
+		arg.SuccessRule,
+		arg.BatchMaxEvents,
+		arg.BatchMaxWait,
+		arg.Ordering,
+		arg.ChannelSettings,
+		arg.FilterConditions,
+		arg.PublicKey,
 	)
 	var i Subscription
 	err := row.Scan(
@@ -102,6 +118,13 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,
@@ -232,7 +255,7 @@ func (q *Queries) ExpireSecrets(ctx context.Context, arg ExpireSecretsParams) er
 }
 
 const getSubscription = `-- name: GetSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -271,6 +294,13 @@ func (q *Queries) GetSubscription(ctx context.Context, arg GetSubscriptionParams
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,
@@ -351,7 +381,7 @@ func (q *Queries) ListLiveSecrets(ctx context.Context, subscriptionID uuid.UUID)
 }
 
 const listSubscriptions = `-- name: ListSubscriptions :many
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id < $1
   AND s.deleted_at IS NULL
@@ -399,6 +429,13 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 			&i.Timeout,
 			&i.MaxInFlight,
 			&i.RateLimitPerSecond,
+			&i.SuccessRule,
+			&i.BatchMaxEvents,
+			&i.BatchMaxWait,
+			&i.Ordering,
+			&i.ChannelSettings,
+			&i.FilterConditions,
+			&i.PublicKey,
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.Version,
@@ -415,7 +452,7 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 }
 
 const lockSubscription = `-- name: LockSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -455,6 +492,13 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,
@@ -516,7 +560,7 @@ const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
 UPDATE mailhook.subscriptions AS s
 SET status = $1, status_reason = $2
 WHERE s.id = $3
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
 type SetSubscriptionStatusParams struct {
@@ -552,6 +596,13 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,
@@ -561,7 +612,7 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 }
 
 const touchSubscription = `-- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
 // TouchSubscription makes the workers read a subscription again: the trigger raises its version.
@@ -591,6 +642,13 @@ func (q *Queries) TouchSubscription(ctx context.Context, id uuid.UUID) (Subscrip
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,
@@ -609,9 +667,11 @@ SET name = $1, channel_type = $2, url = $3, header_names = $4::text[], auth_type
   filter_dedicated_ip = ARRAY(SELECT host(given.value::inet) FROM unnest($10::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   format = $11, retry_preset = $12, retry_schedule = $13::interval[], retry_jitter = $14,
   suspend_when_exhausted = $15, timeout = $16::interval, max_in_flight = $17,
-  rate_limit_per_second = $18
-WHERE s.id = $19
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, created_at, updated_at, version, deleted_at
+  rate_limit_per_second = $18, success_rule = $19, batch_max_events = $20,
+  batch_max_wait = $21::interval, ordering = $22, channel_settings = $23::jsonb,
+  filter_conditions = $24::jsonb, public_key = $25
+WHERE s.id = $26
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
 type UpdateSubscriptionParams struct {
@@ -633,6 +693,13 @@ type UpdateSubscriptionParams struct {
 	Timeout              time.Duration
 	MaxInFlight          int32
 	RateLimitPerSecond   *float64
+	SuccessRule          string
+	BatchMaxEvents       *int32
+	BatchMaxWait         *time.Duration
+	Ordering             string
+	ChannelSettings      []byte
+	FilterConditions     []byte
+	PublicKey            *string
 	ID                   uuid.UUID
 }
 
@@ -657,6 +724,13 @@ func (q *Queries) UpdateSubscription(ctx context.Context, arg UpdateSubscription
 		arg.Timeout,
 		arg.MaxInFlight,
 		arg.RateLimitPerSecond,
+		arg.SuccessRule,
+		arg.BatchMaxEvents,
+		arg.BatchMaxWait,
+		arg.Ordering,
+		arg.ChannelSettings,
+		arg.FilterConditions,
+		arg.PublicKey,
 		arg.ID,
 	)
 	var i Subscription
@@ -683,6 +757,13 @@ func (q *Queries) UpdateSubscription(ctx context.Context, arg UpdateSubscription
 		&i.Timeout,
 		&i.MaxInFlight,
 		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.Version,

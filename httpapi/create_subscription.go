@@ -119,5 +119,12 @@ func createParams(row db.Subscription) db.CreateSubscriptionParams {
 		Timeout:              row.Timeout,
 		MaxInFlight:          row.MaxInFlight,
 		RateLimitPerSecond:   row.RateLimitPerSecond,
+		SuccessRule:          row.SuccessRule,
+		BatchMaxEvents:       row.BatchMaxEvents,
+		BatchMaxWait:         row.BatchMaxWait,
+		Ordering:             row.Ordering,
+		ChannelSettings:      row.ChannelSettings,
+		FilterConditions:     row.FilterConditions,
+		PublicKey:            row.PublicKey,
 	}
 }

@@ -96,6 +96,11 @@ func defaultSubscription() db.Subscription {
 		RetryJitter:   preset.Jitter,
 		Timeout:       15 * time.Second,
 		MaxInFlight:   32,
+
+		SuccessRule:      "2xx",
+		Ordering:         "none",
+		ChannelSettings:  []byte("{}"),
+		FilterConditions: []byte("[]"),
 	}
 }
 

@@ -392,6 +392,13 @@ func updateParams(row db.Subscription) db.UpdateSubscriptionParams {
 		Timeout:              row.Timeout,
 		MaxInFlight:          row.MaxInFlight,
 		RateLimitPerSecond:   row.RateLimitPerSecond,
+		SuccessRule:          row.SuccessRule,
+		BatchMaxEvents:       row.BatchMaxEvents,
+		BatchMaxWait:         row.BatchMaxWait,
+		Ordering:             row.Ordering,
+		ChannelSettings:      row.ChannelSettings,
+		FilterConditions:     row.FilterConditions,
+		PublicKey:            row.PublicKey,
 	}
 }
 

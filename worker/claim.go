@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 const (
@@ -182,13 +183,12 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 }
 
 func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
-	e := &event{
-		id:        db.EventID{InsertedAt: row.EventInsertedAt, ID: row.EventID, Installation: w.installation},
-		eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,
-		sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: row.Data,
-	}
+	e := &event{id: db.EventID{InsertedAt: row.EventInsertedAt, ID: row.EventID, Installation: w.installation}, Event: format.Event{
+		Type: row.EventType, OccurredAt: row.OccurredAt, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
+		SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
+	}}
 	if !row.EventFound {
-		e.data = nil // its partition is gone: the attempt ends as render_failed
+		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
 	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, event: e}
 }

@@ -22,7 +22,7 @@ import (
 // carrying is a subscription of an account whose requests carry headers.
 func carrying(t *testing.T, account, url, headers, auth string) *subscription {
 	t.Helper()
-	s := &subscription{url: url, timeout: 10 * time.Second, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: url, timeout: 10 * time.Second, keys: [][]byte{[]byte("k")}}
 	bytesOf := func(text string) []byte {
 		if text == "" {
 			return nil

@@ -2,56 +2,68 @@ package worker
 
 import (
 	"sync"
-	"time"
 
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
-// An event is what a request tells about; its deliveries share it.
+// An event is what a request tells about; its deliveries share it, and its bodies.
 type event struct {
-	id           db.EventID
-	eventType    string
-	occurredAt   time.Time
-	recipient    string
-	messageID    string
-	campaignID   string
-	sendingDom   string
-	sendingNode  string
-	bridge       string
-	dedicatedIP  string
-	data         []byte // a JSON object
-	isTest       bool
-	holders      int // deliveries in memory; guarded by leases.mu
-	renderOnce   sync.Once
-	text         string // the public id
-	rendered     []byte
-	renderFailed error
+	format.Event
+	id      db.EventID
+	holders int // deliveries in memory; guarded by leases.mu
+
+	mu     sync.Mutex
+	bodies []body // by format; few events go out in more than one
+}
+
+// A body is an event in one format.
+type body struct {
+	format string
+	text   []byte
+	err    error
 }
 
 // publicID is the id that receivers see.
 func (e *event) publicID() string {
-	e.render()
-	return e.text
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ID == "" {
+		e.ID = e.id.String()
+	}
+	return e.ID
 }
 
-// body is the request body in format standard. It is rendered once for all deliveries of the event, and is the same
-// over retries.
-func (e *event) body() ([]byte, error) {
-	e.render()
-	return e.rendered, e.renderFailed
+// body is the request body for a subscription. It is rendered once for all deliveries of the event, unless it is made for the
+// subscription alone, and is the same over retries.
+func (e *event) body(f format.Format, to *format.Target) ([]byte, error) {
+	e.publicID()
+	if f.Personal {
+		return f.One(&e.Event, to)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, b := range e.bodies {
+		if b.format == f.Name {
+			return b.text, b.err
+		}
+	}
+	text, err := f.One(&e.Event, to)
+	e.bodies = append(e.bodies, body{f.Name, text, err})
+	return text, err
 }
 
-func (e *event) render() {
-	e.renderOnce.Do(func() {
-		e.text = e.id.String()
-		e.rendered, e.renderFailed = renderStandard(e)
-	})
+// empty lets go of what a request needed.
+func (e *event) empty() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.Data, e.bodies = nil, nil
 }
 
 // size is what the event takes in memory, about: its data, and the body made of it.
-func (e *event) size() int64 { return int64(2*len(e.data)) + 512 }
+func (e *event) size() int64 { return int64(2*len(e.Data)) + 512 }
 
 // A delivery is one leased row of deliveries.
 type delivery struct {

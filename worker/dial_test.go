@@ -55,7 +55,7 @@ func TestDialsOfAttemptsThatSucceedEnd(t *testing.T) {
 	t.Cleanup(client.close)
 	client.transports.shared.TLSClientConfig = authority.trusted()
 	client.transports.shared.TLSHandshakeTimeout = time.Hour // what ends, ends with its attempt
-	s := &subscription{url: "https://" + pit.Addr().String() + "/", timeout: time.Minute, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: "https://" + pit.Addr().String() + "/", timeout: time.Minute, keys: [][]byte{[]byte("k")}}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 const (
@@ -248,11 +249,10 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 		if row.Data == nil {
 			continue // nothing to send
 		}
-		events[row.ID] = &event{
-			id:        db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation},
-			eventType: row.EventType, occurredAt: row.OccurredAt, recipient: row.Recipient, messageID: row.MessageID, campaignID: row.CampaignID,
-			sendingDom: row.SendingDomain, sendingNode: row.SendingNode, bridge: row.Bridge, dedicatedIP: row.DedicatedIP, data: row.Data,
-		}
+		events[row.ID] = &event{id: db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation}, Event: format.Event{
+			Type: row.EventType, OccurredAt: row.OccurredAt, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
+			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
+		}}
 	}
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {

@@ -5,7 +5,7 @@
 //	2 wake       wake.go       the gated NOTIFY, or the poll
 //	3 dispatch   dispatch.go   outbox → events + deliveries, the first ones leased to this worker
 //	4 claim      claim.go      due deliveries: retries, released, rescued
-//	5 send       send.go       sender.go the request, render.go the body, sign.go the headers, db/egress the addresses it may reach
+//	5 send       send.go       sender.go the request, db/format the body, sign.go the headers, db/egress the addresses it may reach
 //	6 record     record.go     outcome.go decides, the statement writes: delivered, put off, or exhausted
 //	7 rescue     rescue.go     heartbeats, leases of dead workers; lease.go those this worker forgot
 //	8 retain     retain.go     expiry; partition.go partitions ahead and behind; cancel.go, hold.go, replay.go, erase.go, test_send.go beside the flow

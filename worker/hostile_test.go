@@ -144,10 +144,10 @@ func (h hostile) attempt(t *testing.T, authority *authority, url string, release
 	client := newClient(testClientConfig())
 	client.transports.shared.TLSClientConfig = authority.trusted()
 	client.transports.shared.TLSHandshakeTimeout = time.Hour // the attempt's own end must do
-	s := &subscription{url: url, timeout: h.timeout(), keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: url, timeout: h.timeout(), keys: [][]byte{[]byte("k")}}
 	d := testDelivery()
 	if h.large {
-		d.event.data = []byte(`{"padding":"` + strings.Repeat("x", 8<<20) + `"}`)
+		d.event.Data = []byte(`{"padding":"` + strings.Repeat("x", 8<<20) + `"}`)
 	}
 	ended := make(chan outcome, 1)
 	go func() { ended <- client.attempt(t.Context(), s, d) }()
@@ -207,7 +207,7 @@ func TestADialEndsWithItsAttempt(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	dialWithinAttempt(client.transports.shared)
-	s := &subscription{url: "http://127.0.0.1:9/", timeout: time.Second, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: "http://127.0.0.1:9/", timeout: time.Second, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeConnectTimeout {
 		t.Error(o.word)
 	}
@@ -229,7 +229,7 @@ func TestRequestsAreHTTP1(t *testing.T) {
 	client := newClient(testClientConfig())
 	defer client.close()
 	client.transports.shared.TLSClientConfig = authority.trusted()
-	s := &subscription{url: url, timeout: time.Minute, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: url, timeout: time.Minute, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeOK || protocol.Load() != "HTTP/1.1" {
 		t.Error(o.word, protocol.Load())
 	}

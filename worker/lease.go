@@ -105,7 +105,7 @@ func (l *leases) free(d *delivery) {
 	}
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
-		d.event.data, d.event.rendered = nil, nil // its outcomes may wait a while
+		d.event.empty() // its outcomes may wait a while
 	}
 }
 

@@ -237,6 +237,7 @@ func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 		ID: id, AccountID: s.account, Status: "active", ChannelType: "web", URL: "https://example.com/", HeaderNames: []string{}, EventTypes: s.types,
 		FilterSendingDomain: s.domains, FilterSendingNode: s.nodes, FilterBridge: s.bridges, FilterDedicatedIp: ipTexts(s.ips), Format: "standard",
 		RetrySchedule: []time.Duration{time.Minute}, Timeout: 15 * time.Second, MaxInFlight: 1,
+		SuccessRule: "2xx", Ordering: "none", ChannelSettings: []byte("{}"), FilterConditions: []byte("[]"),
 	})
 	if err != nil {
 		rt.Fatal(err)
@@ -246,7 +247,8 @@ func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 		if _, err := m.q.UpdateSubscription(t.Context(), db.UpdateSubscriptionParams{
 			ID: id, ChannelType: row.ChannelType, URL: row.URL, HeaderNames: []string{}, EventTypes: s.types, FilterSendingDomain: s.domains,
 			FilterSendingNode: row.FilterSendingNode, FilterBridge: row.FilterBridge, FilterDedicatedIp: row.FilterDedicatedIp, Format: row.Format,
-			RetrySchedule: row.RetrySchedule, Timeout: row.Timeout, MaxInFlight: row.MaxInFlight,
+			RetrySchedule: row.RetrySchedule, Timeout: row.Timeout, MaxInFlight: row.MaxInFlight, SuccessRule: row.SuccessRule, Ordering: row.Ordering,
+			ChannelSettings: row.ChannelSettings, FilterConditions: row.FilterConditions,
 		}); err != nil {
 			rt.Fatal(err)
 		}

@@ -64,7 +64,7 @@ func TestRenegotiationIsRefused(t *testing.T) {
 	client := newClient(testClientConfig())
 	defer client.close()
 	client.transports.shared.TLSClientConfig = authority.trusted()
-	s := &subscription{url: "https://" + <-address + "/", timeout: time.Minute, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: "https://" + <-address + "/", timeout: time.Minute, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeTLS {
 		t.Error(o.word)
 	}

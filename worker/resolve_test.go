@@ -134,7 +134,7 @@ func TestDNSAnswers(t *testing.T) {
 		if err := publicPolicy().CheckURL(url, false); err != nil {
 			t.Errorf("%s: registration says %v", name, err)
 		}
-		s := &subscription{url: url, timeout: 5 * time.Second, keys: [][]byte{[]byte("k")}}
+		s := &subscription{format: standardFormat, url: url, timeout: 5 * time.Second, keys: [][]byte{[]byte("k")}}
 		if answer.silent {
 			s.timeout = 500 * time.Millisecond
 		}

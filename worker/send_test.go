@@ -16,6 +16,7 @@ import (
 	"mailhook/cmd/receiver"
 	"mailhook/db"
 	"mailhook/db/dbtest"
+	"mailhook/db/format"
 )
 
 // raw serves connections by f, for answers that net/http would not give.
@@ -134,7 +135,7 @@ func TestWhatReceiversDo(t *testing.T) {
 			t.Parallel()
 			client := newClient(testClientConfig())
 			defer client.close()
-			s := &subscription{url: c.url, timeout: time.Second, keys: [][]byte{[]byte("k")}}
+			s := &subscription{format: standardFormat, url: c.url, timeout: time.Second, keys: [][]byte{[]byte("k")}}
 			o := client.attempt(t.Context(), s, testDelivery())
 			if o.word != c.want || o.statusCode != c.status || string(o.excerpt) != c.excerpt {
 				t.Errorf("%s %d %q, want %s %d %q", o.word, o.statusCode, o.excerpt, c.want, c.status, c.excerpt)
@@ -153,9 +154,12 @@ func testClientConfig() Config {
 	return cfg
 }
 
+var standardFormat, _ = format.Find("standard")
+
 func testDelivery() *delivery {
 	return &delivery{event: &event{
-		id: db.EventID{InsertedAt: time.UnixMicro(1), ID: 1, Installation: "00000000"}, eventType: "email.sent", occurredAt: time.UnixMicro(1), data: []byte("{}"),
+		id:    db.EventID{InsertedAt: time.UnixMicro(1), ID: 1, Installation: "00000000"},
+		Event: format.Event{Type: "email.sent", OccurredAt: time.UnixMicro(1), Data: []byte("{}")},
 	}}
 }
 
@@ -170,7 +174,7 @@ func TestLoopbackIsRefusedUnlessAllowed(t *testing.T) {
 	defer client.close()
 	// Spellings that a check of the URL would let pass.
 	for _, host := range []string{"127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "①②⑦.⓪.⓪.①", "127。0。0。1", "[::ffff:127.0.0.1]", "[::]", "0"} {
-		s := &subscription{url: "http://" + host + ":" + port + "/", timeout: 2 * time.Second, keys: [][]byte{[]byte("k")}}
+		s := &subscription{format: standardFormat, url: "http://" + host + ":" + port + "/", timeout: 2 * time.Second, keys: [][]byte{[]byte("k")}}
 		o := client.attempt(t.Context(), s, testDelivery())
 		if o.word != outcomeBlockedAddress && o.word != outcomeDNS && o.word != outcomeRenderFailed && o.word != outcomeBadResponse {
 			t.Errorf("%s: %s", host, o.word)
@@ -184,7 +188,7 @@ func TestHTTPNeedsLeave(t *testing.T) {
 	cfg.AllowInsecureHTTP = false
 	client := newClient(cfg)
 	defer client.close()
-	s := &subscription{url: raw(t, answer("HTTP/1.1 200 OK\r\n\r\n")), timeout: time.Second, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: raw(t, answer("HTTP/1.1 200 OK\r\n\r\n")), timeout: time.Second, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeBlockedAddress {
 		t.Error(o.word)
 	}
@@ -195,7 +199,7 @@ func TestNoSecretNoRequest(t *testing.T) {
 	client := newClient(testClientConfig())
 	defer client.close()
 	asked := make(chan struct{}, 1)
-	s := &subscription{url: raw(t, func(c net.Conn, _ *http.Request) { asked <- struct{}{} }), timeout: time.Second}
+	s := &subscription{format: standardFormat, url: raw(t, func(c net.Conn, _ *http.Request) { asked <- struct{}{} }), timeout: time.Second}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeNoSecret || len(asked) != 0 {
 		t.Error(o.word, len(asked))
 	}
@@ -215,7 +219,7 @@ func TestSignaturesVerify(t *testing.T) {
 				var got receiver.Receipt
 				server := httptest.NewServer(&receiver.Receiver{Secret: func(string) string { return known }, Answer: func(_ http.ResponseWriter, r receiver.Receipt) { got = r }})
 				client := newClient(testClientConfig())
-				s := &subscription{url: server.URL, timeout: time.Second, keys: keys}
+				s := &subscription{format: standardFormat, url: server.URL, timeout: time.Second, keys: keys}
 				if known == "" {
 					server.Close()
 					continue
@@ -253,7 +257,7 @@ func TestCustomHeadersDoNotReplaceOurs(t *testing.T) {
 	defer server.Close()
 	client := newClient(testClientConfig())
 	defer client.close()
-	s := &subscription{url: server.URL, timeout: time.Second, keys: [][]byte{[]byte("k")}, headers: map[string]string{"Authorization": "Bearer x", "Content-Type": "text/plain", "Webhook-Id": "forged"}}
+	s := &subscription{format: standardFormat, url: server.URL, timeout: time.Second, keys: [][]byte{[]byte("k")}, headers: map[string]string{"Authorization": "Bearer x", "Content-Type": "text/plain", "Webhook-Id": "forged"}}
 	client.attempt(t.Context(), s, testDelivery())
 	if got.Get("Authorization") != "Bearer x" || got.Get("Content-Type") != "application/json" || got.Get("Webhook-Id") == "forged" || got.Get("Idempotency-Key") != "" {
 		t.Error(got)
@@ -288,7 +292,7 @@ func TestTLSVersions(t *testing.T) {
 	defer server.Close()
 	client := newClient(testClientConfig())
 	defer client.close()
-	s := &subscription{url: server.URL, timeout: time.Second, keys: [][]byte{[]byte("k")}}
+	s := &subscription{format: standardFormat, url: server.URL, timeout: time.Second, keys: [][]byte{[]byte("k")}}
 	if o := client.attempt(t.Context(), s, testDelivery()); o.word != outcomeTLS {
 		t.Error(fmt.Sprint(o.word))
 	}

@@ -103,12 +103,17 @@ func (s *sender) read(body io.Reader) []byte {
 	return bytes.Clone(s.answer[:n])
 }
 
+var errNoFormat = errors.New("its format is of a newer version")
+
 func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Request, error) {
-	body, err := d.event.body()
+	if to.format.Render == nil {
+		return nil, errNoFormat
+	}
+	body, err := d.event.body(to.format, to.target)
 	if err != nil {
 		return nil, err
 	}
-	target, err := to.target()
+	target, err := to.address()
 	if err != nil {
 		return nil, err
 	}
@@ -122,13 +127,18 @@ func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Re
 	for name, value := range to.headers {
 		request.Header.Set(name, value)
 	}
-	values := []string{"application/json", s.client.userAgent}
+	values := []string{to.format.ContentType, s.client.userAgent}
 	request.Header["Content-Type"], request.Header["User-Agent"] = values[:1:1], values[1:]
 	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
 	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
 	request.Header["Idempotency-Key"] = nil
 	if err := sign(request.Header, d.event.publicID(), now, body, to.keys); err != nil {
 		return nil, err
+	}
+	if to.format.Sign != nil {
+		if err := to.format.Sign(request.Header, now, body, to.keys); err != nil {
+			return nil, err
+		}
 	}
 	return request, nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // cacheSize bounds the subscriptions in memory. Beyond it, those not used lately are read again.
@@ -22,6 +23,8 @@ const cacheSize = 20_000
 type subscription struct {
 	version    int64
 	url        string
+	format     format.Format
+	target     *format.Target
 	allowsHTTP bool // by its account
 	headers    map[string]string
 	scope      scope
@@ -36,8 +39,8 @@ type subscription struct {
 	parsed    *url.URL
 }
 
-// target is the URL to send to.
-func (s *subscription) target() (*url.URL, error) {
+// address is the URL to send to.
+func (s *subscription) address() (*url.URL, error) {
 	s.parseOnce.Do(func() { s.parsed, _ = url.Parse(s.url) })
 	if s.parsed == nil || s.parsed.Host == "" {
 		return nil, errors.New("the URL cannot be parsed")
@@ -159,6 +162,7 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
+	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
 	if err := s.unseal(c.keyring, row); err != nil {
 		s.keys, s.headers = nil, nil
 		s.reloadAt = earlier(s.reloadAt, time.Now().Add(parkedReload))

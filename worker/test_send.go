@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // testSend serves the test sends that people ask for through the API: ahead of all others, outside the slots, in any
@@ -88,7 +89,7 @@ func (w *Worker) sample(ctx context.Context, eventType string) (sample []byte, e
 // testEvent has an id of the event form that no event has: id 0 is never given out by the outbox.
 func (w *Worker) testEvent(row db.ClaimTestDeliveriesRow, sample []byte) *event {
 	return &event{
-		id:        db.EventID{InsertedAt: row.CreatedAt.Truncate(time.Microsecond), ID: 0, Installation: w.installation},
-		eventType: row.EventType, occurredAt: row.CreatedAt, data: sample, isTest: true,
+		id:    db.EventID{InsertedAt: row.CreatedAt.Truncate(time.Microsecond), ID: 0, Installation: w.installation},
+		Event: format.Event{Type: row.EventType, OccurredAt: row.CreatedAt, Data: sample, IsTest: true},
 	}
 }

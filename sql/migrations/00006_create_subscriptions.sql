@@ -22,6 +22,13 @@ CREATE TABLE mailhook.subscriptions (
   timeout                interval NOT NULL DEFAULT '15 seconds',
   max_in_flight          integer NOT NULL DEFAULT 32,
   rate_limit_per_second  double precision,
+  success_rule           text NOT NULL DEFAULT '2xx',
+  batch_max_events       integer,
+  batch_max_wait         interval,
+  ordering               text NOT NULL DEFAULT 'none',
+  channel_settings       jsonb NOT NULL DEFAULT '{}',
+  filter_conditions      jsonb NOT NULL DEFAULT '[]',
+  public_key             text,
   created_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   updated_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   version                bigint NOT NULL DEFAULT 1,
@@ -29,15 +36,22 @@ CREATE TABLE mailhook.subscriptions (
   CONSTRAINT subscriptions_id_pkey PRIMARY KEY (id),
   CONSTRAINT subscriptions_status_check CHECK (status IN ('active', 'paused', 'inactive', 'suspended')),
   CONSTRAINT subscriptions_status_reason_check CHECK (status_reason IN ('user', 'operator', 'gone', 'failing', 'schedule_ended', 'account')),
-  CONSTRAINT subscriptions_channel_type_check CHECK (channel_type IN ('web')),
+  CONSTRAINT subscriptions_channel_type_check CHECK (channel_type IN ('web', 'pushover', 'slack', 'teams')),
   CONSTRAINT subscriptions_auth_type_check CHECK (auth_type IN ('basic', 'bearer')),
-  CONSTRAINT subscriptions_format_check CHECK (format IN ('standard')),
+  CONSTRAINT subscriptions_format_check CHECK (format ~ '^[a-z][a-z0-9-]*$'),
   CONSTRAINT subscriptions_event_types_check CHECK (cardinality(event_types) BETWEEN 1 AND 50),
   CONSTRAINT subscriptions_retry_schedule_check CHECK (cardinality(retry_schedule) BETWEEN 1 AND 50),
   CONSTRAINT subscriptions_retry_jitter_check CHECK (retry_jitter BETWEEN 0 AND 1),
   CONSTRAINT subscriptions_timeout_check CHECK (timeout BETWEEN '1 second' AND '60 seconds'),
   CONSTRAINT subscriptions_max_in_flight_check CHECK (max_in_flight BETWEEN 1 AND 1000),
-  CONSTRAINT subscriptions_rate_limit_per_second_check CHECK (rate_limit_per_second > 0)
+  CONSTRAINT subscriptions_rate_limit_per_second_check CHECK (rate_limit_per_second > 0),
+  CONSTRAINT subscriptions_success_rule_check CHECK (success_rule IN ('2xx', '200')),
+  CONSTRAINT subscriptions_batch_max_events_check CHECK (batch_max_events BETWEEN 1 AND 1000),
+  CONSTRAINT subscriptions_batch_max_wait_check CHECK (batch_max_wait BETWEEN '0 seconds' AND '60 seconds'),
+  CONSTRAINT subscriptions_batch_check CHECK ((batch_max_events IS NULL) = (batch_max_wait IS NULL)),
+  CONSTRAINT subscriptions_ordering_check CHECK (ordering IN ('none', 'message', 'recipient')),
+  CONSTRAINT subscriptions_channel_settings_check CHECK (jsonb_typeof(channel_settings) = 'object'),
+  CONSTRAINT subscriptions_filter_conditions_check CHECK (jsonb_typeof(filter_conditions) = 'array')
 );
 CREATE INDEX subscriptions_account_id_id_idx ON mailhook.subscriptions (account_id, id);
 -- Workers ask twice a second what has changed.
@@ -58,6 +72,13 @@ COMMENT ON COLUMN mailhook.subscriptions.retry_jitter IS 'The share by which a d
 COMMENT ON COLUMN mailhook.subscriptions.suspend_when_exhausted IS 'Preset mailjet: the subscription is suspended when a schedule ends without success.';
 COMMENT ON COLUMN mailhook.subscriptions.timeout IS 'For the whole request: connecting, sending and reading the answer.';
 COMMENT ON COLUMN mailhook.subscriptions.max_in_flight IS 'Requests under way at one time, over all workers.';
+COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone.';
+COMMENT ON COLUMN mailhook.subscriptions.batch_max_events IS 'Batches: how many events one request carries at most; NULL: one event a request, and no array.';
+COMMENT ON COLUMN mailhook.subscriptions.batch_max_wait IS 'Batches: how long the first event of a batch waits for others.';
+COMMENT ON COLUMN mailhook.subscriptions.ordering IS 'Deliveries of one message, or of one recipient, go one after another; none: in no order.';
+COMMENT ON COLUMN mailhook.subscriptions.channel_settings IS 'What a channel is told with each message and anybody may read: the sound of pushover, and so on.';
+COMMENT ON COLUMN mailhook.subscriptions.filter_conditions IS 'Filters beside the four columns: an array of conditions, all of which must hold.';
+COMMENT ON COLUMN mailhook.subscriptions.public_key IS 'By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.';
 COMMENT ON COLUMN mailhook.subscriptions.version IS 'Raised by every change; workers compare it just before they send.';
 COMMENT ON COLUMN mailhook.subscriptions.deleted_at IS 'Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.';
 

@@ -3,14 +3,16 @@
 -- name: CreateSubscription :one
 INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
   event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
-  retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second)
+  retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second,
+  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key)
 VALUES (@id, @account_id, @name, @status, sqlc.narg('status_reason'), @channel_type, @url, @header_names::text[],
   sqlc.narg('auth_type'), @event_types::text[],
   ARRAY(SELECT lower(given.value) FROM unnest(@filter_sending_domain::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   @filter_sending_node::text[], @filter_bridge::text[],
   ARRAY(SELECT host(given.value::inet) FROM unnest(@filter_dedicated_ip::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   @format, sqlc.narg('retry_preset'), @retry_schedule::interval[], @retry_jitter, @suspend_when_exhausted, @timeout::interval, @max_in_flight,
-  sqlc.narg('rate_limit_per_second'))
+  sqlc.narg('rate_limit_per_second'), @success_rule, sqlc.narg('batch_max_events'), sqlc.narg('batch_max_wait')::interval, @ordering,
+  @channel_settings::jsonb, @filter_conditions::jsonb, sqlc.narg('public_key'))
 RETURNING *;
 
 -- GetSubscription finds a subscription that is not deleted, of one account or, without @account_id, of any.
@@ -51,7 +53,9 @@ SET name = @name, channel_type = @channel_type, url = @url, header_names = @head
   filter_dedicated_ip = ARRAY(SELECT host(given.value::inet) FROM unnest(@filter_dedicated_ip::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   format = @format, retry_preset = sqlc.narg('retry_preset'), retry_schedule = @retry_schedule::interval[], retry_jitter = @retry_jitter,
   suspend_when_exhausted = @suspend_when_exhausted, timeout = @timeout::interval, max_in_flight = @max_in_flight,
-  rate_limit_per_second = sqlc.narg('rate_limit_per_second')
+  rate_limit_per_second = sqlc.narg('rate_limit_per_second'), success_rule = @success_rule, batch_max_events = sqlc.narg('batch_max_events'),
+  batch_max_wait = sqlc.narg('batch_max_wait')::interval, ordering = @ordering, channel_settings = @channel_settings::jsonb,
+  filter_conditions = @filter_conditions::jsonb, public_key = sqlc.narg('public_key')
 WHERE s.id = @id
 RETURNING *;
 

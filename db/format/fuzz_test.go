@@ -1,4 +1,4 @@
-package worker
+package format
 
 import (
 	"bytes"
@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"mailhook/db"
 )
 
 // A member is a key of a JSON object, and its value without spaces.
@@ -61,11 +59,8 @@ func FuzzRenderer(f *testing.F) {
 		for _, text := range []string{eventType, recipient, messageID, ip, string(data)} {
 			ok = ok && utf8.ValidString(text) // so is every text in PostgreSQL
 		}
-		e := &event{
-			id: db.EventID{InsertedAt: time.UnixMicro(1), ID: 1, Installation: "00000000"}, eventType: eventType, occurredAt: time.UnixMicro(1),
-			recipient: recipient, messageID: messageID, dedicatedIP: ip, data: data,
-		}
-		body, err := e.body()
+		e := &Event{ID: "evt_1", Type: eventType, OccurredAt: time.UnixMicro(1), Recipient: recipient, MessageID: messageID, DedicatedIP: ip, Data: data}
+		body, err := standard(t).One(e, nil)
 		if !ok {
 			return // it did not panic
 		}
@@ -73,7 +68,7 @@ func FuzzRenderer(f *testing.F) {
 			ID, Type string
 			Data     json.RawMessage
 		}
-		if err != nil || json.Unmarshal(body, &envelope) != nil || envelope.ID != e.id.String() || envelope.Type != eventType {
+		if err != nil || json.Unmarshal(body, &envelope) != nil || envelope.ID != e.ID || envelope.Type != eventType {
 			t.Fatalf("%q is rendered as %q, %v", data, body, err)
 		}
 		var want []member

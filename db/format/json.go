@@ -1,83 +1,11 @@
-package worker
+package format
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"slices"
-	"strings"
 	"unicode/utf8"
 )
-
-// timestampFormat is RFC 3339, UTC, three decimals.
-const timestampFormat = "2006-01-02T15:04:05.000Z"
-
-// renderStandard writes {"id", "type", "timestamp", "data"} in this order. data holds the columns that have a value,
-// then what a leaf type says, then the keys of the event's own data in their order, byte for byte; on a clash the
-// column wins. Absent is left out, never null or "".
-func renderStandard(e *event) ([]byte, error) {
-	b := make([]byte, 0, len(e.data)+512)
-	b = append(b, `{"id":"`...)
-	b = append(b, e.text...)
-	b = append(b, `","type":`...)
-	b = appendString(b, e.eventType)
-	b = append(b, `,"timestamp":"`...)
-	b = e.occurredAt.UTC().AppendFormat(b, timestampFormat)
-	b = append(b, '"')
-	if e.isTest {
-		b = append(b, `,"test":true`...)
-	}
-	b = append(b, `,"data":{`...)
-	begun := len(b)
-	comma := func() {
-		if len(b) > begun {
-			b = append(b, ',')
-		}
-	}
-	columns := e.columns()
-	for _, c := range columns {
-		comma()
-		b = append(append(append(b, '"'), c.name...), `":`...)
-		b = appendString(b, c.value)
-	}
-	err := eachMember(e.data, func(key, value []byte) error {
-		name, err := plainKey(key)
-		if err != nil {
-			return err
-		}
-		absent := string(value) == "null" || string(value) == `""`
-		if !absent && !slices.ContainsFunc(columns, func(c column) bool { return c.name == string(name) }) {
-			comma()
-			b = append(append(append(b, key...), ':'), value...)
-		}
-		return nil
-	})
-	return append(b, "}}"...), err
-}
-
-type column struct{ name, value string }
-
-// columns are the event's fields beside its data that have a value, in the order of the contract.
-func (e *event) columns() []column {
-	columns := make([]column, 0, 8)
-	for _, c := range [...]column{
-		{"recipient", e.recipient}, {"message_id", e.messageID}, {"campaign_id", e.campaignID}, {"sending_domain", e.sendingDom},
-		{"sending_node", e.sendingNode}, {"bridge", e.bridge}, {"dedicated_ip", e.dedicatedIP},
-	} {
-		if c.value != "" {
-			columns = append(columns, c)
-		}
-	}
-	// A leaf fills the field that it is made of.
-	for _, parent := range [...]column{
-		{"email.bounced.", "bounce_type"}, {"email.opened.", "message_class"}, {"email.clicked.", "message_class"},
-	} {
-		if leaf, ok := strings.CutPrefix(e.eventType, parent.name); ok && leaf != "" && !strings.Contains(leaf, ".") {
-			columns = append(columns, column{parent.value, leaf})
-		}
-	}
-	return columns
-}
 
 // appendString writes s as JSON, without the escapes for HTML that encoding/json adds by default.
 func appendString(b []byte, s string) []byte {
