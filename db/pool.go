@@ -107,7 +107,7 @@ func open(ctx context.Context, url string, role Role, begin string) (*Pool, erro
 		return nil, fmt.Errorf("set up pool: %w", err)
 	}
 	err = pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return CheckSchema(ctx, c.Conn()) })
-	if err != nil && !(role.Produces && IsRefusal(err)) {
+	if isProducer := role.Produces && IsRefusal(err); err != nil && !isProducer {
 		pool.Close()
 		return nil, err
 	}

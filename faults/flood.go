@@ -23,14 +23,19 @@ type flood struct {
 const floodArgument = "flood"
 
 func startFlood() (*flood, error) {
+	syscall.ForkLock.RLock() // another process must not have them
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(pair[0])
+		syscall.CloseOnExec(pair[1])
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		return nil, err
 	}
-	syscall.CloseOnExec(pair[0])
-	ours, theirs := os.NewFile(uintptr(pair[0]), "flood"), os.NewFile(uintptr(pair[1]), "flood") //nolint:gosec // descriptors
-	defer theirs.Close()                                                                         //nolint:errcheck // the process has it
-	defer ours.Close()                                                                           //nolint:errcheck // copied
+	ours, theirs := os.NewFile(uintptr(pair[0]), "flood"), os.NewFile(uintptr(pair[1]), "flood")
+	defer theirs.Close() //nolint:errcheck // the process has it
+	defer ours.Close()   //nolint:errcheck // copied
 	conn, err := net.FileConn(ours)
 	if err != nil {
 		return nil, err
@@ -120,7 +125,7 @@ func connectionOf(rights []byte) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(descriptors[0]), "connection") //nolint:gosec // a descriptor
-	defer file.Close()                                        //nolint:errcheck // copied
+	file := os.NewFile(uintptr(descriptors[0]), "connection")
+	defer file.Close() //nolint:errcheck // copied
 	return net.FileConn(file)
 }
