@@ -7,17 +7,22 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 )
 
 // A flood is a process of endpoints that answer as they should not, on connections that the receivers hand over. In the
 // world such endpoints have machines of their own. Here they share one with worker, PostgreSQL and the healthy endpoints, and
-// what they write would be compared as if the worker had been slow: so they take what processor time is left, at the
-// lowest priority, and no thread of the healthy endpoints waits behind them.
+// what they write would be compared as if the worker had been slow: so they take what processor time is left and, where none
+// is, a tenth of a share, and no thread of the healthy endpoints waits behind them.
 type flood struct {
 	process *exec.Cmd
 	socket  *net.UnixConn
 }
+
+// floodPriority is a nice value with a tenth of the weight of others: at the lowest they starve on a busy machine, and all
+// that a worker sees of them is its timeout.
+const floodPriority = 10
 
 // floodArgument makes of this binary the process of a flood.
 const floodArgument = "flood"
@@ -83,11 +88,11 @@ func (f *flood) close() {
 
 // runFlood is the process: until nobody hands over anything any more.
 func runFlood(context.Context) error {
-	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19); err != nil {
+	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, floodPriority); err != nil {
 		return err
 	}
 	// The same for its session; where there is no such thing, the line above is enough.
-	os.WriteFile("/proc/self/autogroup", []byte("19"), 0) //nolint:errcheck // as said
+	os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(floodPriority)), 0) //nolint:errcheck // as said
 	conn, err := net.FileConn(os.NewFile(3, "flood"))
 	if err != nil {
 		return err
