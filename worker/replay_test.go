@@ -38,7 +38,12 @@ func TestReplayingBesideANewPartition(t *testing.T) {
 	if err := other.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-stepped; err != nil {
+	err = <-stepped
+	if sqlState(err) == "57014" { // query_canceled: its statement timeout
+		t.Log("it has waited too long, and tries again: this shows nothing")
+		err = w.advance(t.Context(), replay)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries"); n != 10 {
