@@ -34,12 +34,6 @@ type Subscription struct {
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
 }
 
-// A LiveSecret says since when a signing secret signs, and until when; never what it is.
-type LiveSecret struct {
-	CreatedAt Timestamp  `json:"created_at"`
-	ExpiresAt *Timestamp `json:"expires_at" doc:"When it ceases to sign along, after a rotation; null for the newest."`
-}
-
 // A Channel is where the requests of a subscription go.
 type Channel struct {
 	Type        string   `json:"type"`
@@ -192,19 +186,6 @@ func (s *server) getSubscription(ctx context.Context, who caller, in *subscripti
 	}
 	body, err := withSecrets(ctx, s.queries, row)
 	return &subscriptionResponse{body}, err
-}
-
-// withSecrets is a subscription as it is answered alone: with how long its secrets sign.
-func withSecrets(ctx context.Context, q *db.Queries, row db.Subscription) (Subscription, error) {
-	answer := subscriptionOf(row)
-	live, err := q.ListLiveSecrets(ctx, row.ID)
-	if err != nil {
-		return answer, fmt.Errorf("list secrets: %w", err)
-	}
-	for _, l := range live {
-		answer.Secrets = append(answer.Secrets, LiveSecret{Timestamp(l.CreatedAt), optionalTimestamp(l.ExpiresAt)})
-	}
-	return answer, nil
 }
 
 // findSubscription reads a subscription by its public id; ids of no right form are 404 as well.
