@@ -1,6 +1,7 @@
 package format
 
 import (
+	"bytes"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -11,8 +12,14 @@ type raw []byte
 
 // text is what a string says; of any other value, its JSON.
 func (v raw) text() string {
+	if len(v) < 2 || v[0] != '"' {
+		return string(v)
+	}
+	if bytes.IndexByte(v, '\\') < 0 {
+		return string(v[1 : len(v)-1])
+	}
 	var text string
-	if len(v) == 0 || v[0] != '"' || json.Unmarshal(v, &text) != nil {
+	if json.Unmarshal(v, &text) != nil {
 		return string(v)
 	}
 	return text

@@ -78,6 +78,11 @@ func TestGolden(t *testing.T) {
 			}
 			fmt.Fprintf(&text, "== %s\n%s\n", e.Type, body)
 			checkShape(t, f, e, body)
+			// As a test send: the columns are in the sample alone.
+			test := &Event{ID: e.ID, Type: e.Type, OccurredAt: e.OccurredAt, Data: e.Data, IsTest: true}
+			if body, err := f.One(test, nil); err != nil || !isWellFormed(f, body) || e.Recipient != "" && !bytes.Contains(body, []byte(e.Recipient)) {
+				t.Errorf("%s of a test send of %s: %v, %s", name, e.Type, err, body)
+			}
 		}
 		path := filepath.Join("testdata", name+".golden")
 		if *update {
