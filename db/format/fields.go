@@ -144,6 +144,16 @@ func (f *fields) reply() string {
 	return strings.Join(parts, " ")
 }
 
+// isPermanent says of a failure that it stays: by the kind of the bounce, else by the class of the server's code.
+func (f *fields) isPermanent() bool {
+	for _, v := range []raw{f.bounceType, f.enhancedCode, f.smtpCode} {
+		if v != nil {
+			return v.text() == "hard" || strings.HasPrefix(v.text(), "5")
+		}
+	}
+	return false
+}
+
 // spelling is a platform's word for an event type, or for the nearest of its parents that has one; our name, and false, where
 // none has. word is "" for a type without.
 func spelling(word func(eventType string) string, eventType string) (event string, isWord bool) {
