@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -27,7 +28,7 @@ const (
 type SubscriptionInput struct {
 	Name               optional[string]        `json:"name,omitempty" maxLength:"200" doc:"For people."`
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
-	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
+	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*. Other platforms' words for them are taken, and answered as our names."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
 	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
@@ -102,6 +103,21 @@ func defaultSubscription() db.Subscription {
 		ChannelSettings:  []byte("{}"),
 		FilterConditions: []byte("[]"),
 	}
+}
+
+// applyWords is apply with the event types in other platforms' words, too. Those that the subscription has mean what they
+// meant.
+func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError, error) {
+	var wrong []FieldError
+	if in.EventTypes.isValue() {
+		var err error
+		format := in.Format.pick(to.Format, defaultSubscription().Format)
+		if in.EventTypes.value, wrong, err = s.eventTypesOf(ctx, q, "event_types", in.EventTypes.value, format, to.EventTypes); err != nil {
+			return nil, nil, err
+		}
+	}
+	sealed, found := s.apply(in, to, allowsHTTP)
+	return sealed, append(found, wrong...), nil
 }
 
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does

@@ -230,7 +230,10 @@ func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSub
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
 		}
-		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
+		sealed, found, err := s.applyWords(ctx, q, in.Body, &row, account.AllowInsecureHTTP)
+		if err != nil {
+			return row, err
+		}
 		if len(found) > 0 {
 			return row, invalid(found...)
 		}
