@@ -32,6 +32,7 @@ type SubscriptionInput struct {
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
 	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
+	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
@@ -76,10 +77,10 @@ func (r *RetrySchedule) UnmarshalJSON(text []byte) error {
 // Schema is either of the two.
 func (RetrySchedule) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
-		Description: "The delay after each failure: standard, svix, mailjet, or 1 to 50 delays of 1s to 24h. Default: standard.",
+		Description: "The delay after each failure: " + db.RetryPresetNames() + ", or 1 to 50 delays of 1s to 24h. Default: standard.",
 		Examples:    []any{"standard", []string{"30s", "5m"}},
 		OneOf: []*huma.Schema{
-			{Type: huma.TypeString},
+			{Type: huma.TypeString}, // no enum: huma would not say what is allowed
 			{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}},
 		},
 	}
@@ -133,6 +134,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 	found = append(found, applyFilters(in.Filters, to)...)
 	to.Format = in.Format.pick(to.Format, byDefault.Format)
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
+	to.SuccessRule = in.Success.pick(to.SuccessRule, byDefault.SuccessRule)
 	found = append(found, applyTimeout(in.Timeout, to)...)
 	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
 	if in.RateLimitPerSecond.set {
@@ -247,7 +249,7 @@ func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []Field
 	}
 	preset, ok := db.FindRetryPreset(in.value.Preset)
 	if !ok {
-		return []FieldError{{"retry_schedule", "not_allowed", "must be standard, svix, mailjet or a list of delays"}}
+		return []FieldError{{"retry_schedule", "not_allowed", "must be one of " + db.RetryPresetNames() + ", or a list of delays"}}
 	}
 	to.RetryPreset, to.RetrySchedule, to.RetryJitter, to.SuspendWhenExhausted = &preset.Name, preset.Schedule, preset.Jitter, preset.SuspendWhenExhausted
 	return nil

@@ -26,6 +26,7 @@ type Subscription struct {
 	Filters            Filters       `json:"filters"`
 	Format             string        `json:"format"`
 	RetrySchedule      RetrySchedule `json:"retry_schedule"`
+	Success            string        `json:"success" enum:"2xx,200"`
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
@@ -318,6 +319,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
 		},
+		Success:            row.SuccessRule,
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
