@@ -56,3 +56,22 @@ func TestNoPresetOutlivesItsEvents(t *testing.T) {
 		}
 	}
 }
+
+// A limit is for creating: of an account that has more subscriptions than its plan, or a plan without webhooks, all deliver.
+func TestALowerLimitHarmsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for range 3 {
+		b.subscribe(t, "/", "email")
+	}
+	b.run(t, b.config())
+	for i, limit := range []int{3, 1, 0} {
+		b.Exec(t, "INSERT INTO mailhook.accounts (id, subscription_limit) VALUES ('default', $1) ON CONFLICT (id) DO UPDATE SET subscription_limit = $1, updated_at = clock_timestamp()", limit)
+		b.Exec(t, "SELECT mailhook.emit('email.sent')")
+		b.waitFor(t, 3*(i+1))
+	}
+	b.settled(t)
+	if got := dbtest.QueryOne[string](t, b.DB, "SELECT count(*) FILTER (WHERE ended_as = 'delivered') || ' of ' || count(*) FROM mailhook.attempts"); got != "9 of 9" {
+		t.Errorf("delivered %s", got)
+	}
+}
