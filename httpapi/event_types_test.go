@@ -118,12 +118,13 @@ func parity() map[string]map[string]string {
 			"email": "email", "email.bounced.hard": "email.bounced.hard", "*": "*", "form": "form", "subscription": "subscription", "my.own": "my.own", "email.mine": "email.mine",
 		},
 		"mailjet": {
-			"sent": "email.delivered", "open": "email.opened", "click": "email.clicked", "bounce": "email.bounced", "blocked": "email.blocked", "spam": "email.complained",
-			"unsub": "email.unsubscribed", "email.sent": "email.sent",
+			"sent": "email.delivered", "open": "email.opened", "click": "email.clicked", "bounce": "email.bounced", "spam": "email.complained",
+			"blocked": "email.blocked email.failed email.rejected email.suppressed", "unsub": "email.unsubscribed", "email.sent": "email.sent",
 		},
+		"mumara": {"Rejected (by receiving server)": "email.blocked email.rejected", "rejected": "email.blocked email.rejected", "Delivered (to inbox)": "email.delivered"},
 		"sendgrid": {
-			"processed": "email.sent", "deferred": "email.delayed", "delivered": "email.delivered", "bounce": "email.blocked email.bounced",
-			"dropped": "email.failed email.rejected email.suppressed", "open": "email.opened", "click": "email.clicked", "spamreport": "email.complained",
+			"processed": "email.sent", "deferred": "email.delayed", "delivered": "email.delivered", "bounce": "email.blocked email.bounced email.rejected",
+			"dropped": "email.failed email.suppressed", "open": "email.opened", "click": "email.clicked", "spamreport": "email.complained",
 			"unsubscribe": "email.unsubscribed", "group_unsubscribe": "email.unsubscribed", "group_resubscribe": "email.subscribed",
 		},
 	}

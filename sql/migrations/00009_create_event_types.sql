@@ -136,6 +136,8 @@ JOIN fields AS f ON f.name = ANY (t.fields || g.fields)
 GROUP BY t.name, t.description;
 
 -- The words of Mumara Campaigns, Mumara's article, Mumara ONE, Mailjet, SendGrid, Mailgun, Postmark, Amazon SES, SparkPost, Brevo and Resend.
+-- In a format that writes one word for several types, the word means all of them: what is sent under that word is what is asked for by it.
+-- Not so where one message would then be told of twice under one word: processed (SendGrid) and sent (Mailjet) mean one type each.
 INSERT INTO mailhook.event_type_aliases (event_type, format, word)
 SELECT a.event_type, a.format, unnest(a.words)
 FROM (
@@ -152,11 +154,17 @@ FROM (
     ('email.bounced.hard', '', ARRAY['Hard Bounced', 'hard_bounce', 'hardBounce', 'permanent_fail']),
     ('email.bounced.soft', '', ARRAY['Soft Bounced', 'soft_bounce', 'softBounce']),
     ('email.rejected', '', ARRAY['rejected', 'Rejected (by receiving server)', 'reject', 'policy_rejection']),
+    ('email.rejected', 'mumara', ARRAY['Rejected (by receiving server)', 'Rejected']),
+    ('email.blocked', 'mumara', ARRAY['Rejected (by receiving server)', 'Rejected']),
     ('email.blocked', '', ARRAY['blocked']),
+    ('email.blocked', 'mailjet', ARRAY['blocked']),
+    ('email.rejected', 'mailjet', ARRAY['blocked']),
+    ('email.failed', 'mailjet', ARRAY['blocked']),
+    ('email.suppressed', 'mailjet', ARRAY['blocked']),
     ('email.failed', '', ARRAY['failed', 'error', 'invalid_email', 'invalidEmail', 'Rendering Failure', 'generation_failure', 'generation_rejection']),
     ('email.suppressed', '', ARRAY['suppressed', 'dropped']),
     ('email.suppressed', 'sendgrid', ARRAY['dropped']),
-    ('email.rejected', 'sendgrid', ARRAY['dropped']),
+    ('email.rejected', 'sendgrid', ARRAY['bounce']),
     ('email.failed', 'sendgrid', ARRAY['dropped']),
     ('email.opened', '', ARRAY['opened', 'open', 'initial_open', 'unique_opened', 'uniqueOpened', 'proxy_open']),
     ('email.opened.newsletter', '', ARRAY['Newsletter Opened']),
