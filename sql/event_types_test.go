@@ -165,6 +165,22 @@ paid |  | invoice.paid`
 	}
 }
 
+// A type of the host's may have a cast to text that is a function of the host's: it runs with the host's rights, not with ours.
+func TestRegisteringRunsNothingOfTheHostsAsOurs(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	user := producer(t, d)
+	host := connect(t, d, user)
+	host.exec(t, `CREATE TYPE pg_temp.sneaky AS (x int);
+		CREATE FUNCTION pg_temp.told(pg_temp.sneaky) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'ran as %', current_user; END $$;
+		CREATE CAST (pg_temp.sneaky AS text) WITH FUNCTION pg_temp.told(pg_temp.sneaky)`)
+	_, err := host.Exec(t.Context(), "SELECT mailhook.register_event_type('a.b', 'd', sample => ROW(1)::pg_temp.sneaky)")
+	if err == nil || !strings.Contains(err.Error(), "ran as "+user.Username()) {
+		t.Error(err)
+	}
+	host.exec(t, "DROP TYPE pg_temp.sneaky CASCADE") // or the role could not be dropped
+}
+
 // What is wrong is refused with the argument's name, and nothing of it stays.
 func TestRegisteringRefuses(t *testing.T) {
 	t.Parallel()

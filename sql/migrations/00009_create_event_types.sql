@@ -300,6 +300,27 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION mailhook.store_event_type(name text, description text, sample text, fields text, aliases text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  LOCK TABLE mailhook.event_type_aliases IN SHARE ROW EXCLUSIVE MODE; -- one at a time: words must not collide
+  PERFORM mailhook.check_own_event_type(name);
+  IF btrim(coalesce(description, '')) = '' OR octet_length(description) > 2000 THEN
+    PERFORM mailhook.refuse_argument('description', 'is empty, or longer than 2,000 bytes', 'Say in a sentence what happened.');
+  END IF;
+  INSERT INTO mailhook.event_types AS t (name, description, sample, fields)
+  VALUES (store_event_type.name, store_event_type.description,
+    mailhook.json_argument('sample', coalesce(nullif(sample, ''), '{}'), 'object', '{"recipient": "r@example.com", "score": 9}'),
+    mailhook.fields_argument(coalesce(nullif(fields, ''), '[]')))
+  ON CONFLICT ON CONSTRAINT event_types_name_pkey DO UPDATE
+  SET description = excluded.description, sample = excluded.sample, fields = excluded.fields;
+  PERFORM mailhook.set_aliases(name, aliases);
+END
+$$;
+
+-- With the rights of the caller: the cast to text of a type of the caller's may be a function of the caller's.
 -- In a DO block, because sqlc does not know anycompatible.
 DO $do$
 BEGIN
@@ -311,25 +332,14 @@ BEGIN
       fields      anycompatible DEFAULT NULL,
       aliases     text[] DEFAULT NULL
     ) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql
     AS $$
     BEGIN
-      LOCK TABLE mailhook.event_type_aliases IN SHARE ROW EXCLUSIVE MODE; -- one at a time: words must not collide
-      PERFORM mailhook.check_own_event_type(name);
-      IF btrim(coalesce(description, '')) = '' OR octet_length(description) > 2000 THEN
-        PERFORM mailhook.refuse_argument('description', 'is empty, or longer than 2,000 bytes', 'Say in a sentence what happened.');
-      END IF;
-      INSERT INTO mailhook.event_types AS t (name, description, sample, fields)
-      VALUES (register_event_type.name, register_event_type.description,
-        mailhook.json_argument('sample', coalesce(nullif(sample::text, ''), '{}'), 'object', '{"recipient": "r@example.com", "score": 9}'),
-        mailhook.fields_argument(coalesce(nullif(fields::text, ''), '[]')))
-      ON CONFLICT ON CONSTRAINT event_types_name_pkey DO UPDATE
-      SET description = excluded.description, sample = excluded.sample, fields = excluded.fields;
-      PERFORM mailhook.set_aliases(name, aliases);
+      PERFORM mailhook.store_event_type(name, description, sample::text, fields::text, aliases);
     END
     $$
   $create$;
+  COMMENT ON FUNCTION mailhook.register_event_type IS 'Documents an event type of the host''s to its customers, or documents it anew: what is left out is empty. sample is a JSON object, fields a JSON array of {"name", "type", "description"}, aliases other words for it. Errors of code MH007 name the argument.';
 END
 $do$;
 
@@ -345,21 +355,16 @@ BEGIN
   RETURN FOUND;
 END
 $$;
-
-DO $$
-BEGIN
-  COMMENT ON FUNCTION mailhook.register_event_type IS 'Documents an event type of the host''s to its customers, or documents it anew: what is left out is empty. sample is a JSON object, fields a JSON array of {"name", "type", "description"}, aliases other words for it. Errors of class MH007 name the argument.';
-END
-$$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION mailhook.unregister_event_type IS 'Takes a type of the host''s and its aliases out of the catalogue; answers whether it was there. Events and subscriptions of that type go on.';
+COMMENT ON FUNCTION mailhook.store_event_type IS 'What register_event_type does, with the rights of the owner.';
 COMMENT ON FUNCTION mailhook.refuse_argument IS 'Raises MH007.';
 COMMENT ON FUNCTION mailhook.json_argument IS 'An argument as json of one kind, or MH007.';
 COMMENT ON FUNCTION mailhook.fields_argument IS 'The argument fields with its members in one order, or MH007.';
 COMMENT ON FUNCTION mailhook.check_own_event_type IS 'MH007 unless a host may register that name.';
 COMMENT ON FUNCTION mailhook.set_aliases IS 'Replaces the aliases of a type; MH007 where a word means another.';
 
--- The _argument functions and their like run with the rights of the two above, which the host may call.
+-- The helpers run with the rights of store_event_type, which the host may call.
 -- +goose StatementBegin
 DO $$
 DECLARE
@@ -368,10 +373,10 @@ BEGIN
   FOR signature IN
     SELECT p.oid FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
-      AND p.proname IN ('event_word', 'refuse_argument', 'json_argument', 'fields_argument', 'check_own_event_type', 'set_aliases', 'register_event_type', 'unregister_event_type')
+      AND p.proname IN ('event_word', 'refuse_argument', 'json_argument', 'fields_argument', 'check_own_event_type', 'set_aliases', 'store_event_type', 'register_event_type', 'unregister_event_type')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature);
-    IF signature::text LIKE '%register\_event\_type(%' THEN
+    IF signature::text ~ '(store|register)_event_type[(]' THEN
       EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO mailhook_producer', signature);
     END IF;
   END LOOP;
@@ -388,7 +393,7 @@ BEGIN
     SELECT 'DROP FUNCTION ' || string_agg(p.oid::regprocedure::text, ', ')
     FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
-      AND p.proname IN ('event_word', 'refuse_argument', 'json_argument', 'fields_argument', 'check_own_event_type', 'set_aliases', 'register_event_type', 'unregister_event_type')
+      AND p.proname IN ('event_word', 'refuse_argument', 'json_argument', 'fields_argument', 'check_own_event_type', 'set_aliases', 'store_event_type', 'register_event_type', 'unregister_event_type')
   );
 END
 $$;
