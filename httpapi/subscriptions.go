@@ -28,6 +28,7 @@ type Subscription struct {
 	Format             string        `json:"format"`
 	PublicKey          *string       `json:"public_key,omitempty" doc:"By which receivers of format sendgrid verify: ECDSA on P-256, base64 of the DER, of the newest secret. Other formats have none."`
 	RetrySchedule      RetrySchedule `json:"retry_schedule"`
+	Success            string        `json:"success" enum:"2xx,200"`
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
@@ -238,7 +239,10 @@ func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSub
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
 		}
-		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
+		sealed, found, err := s.applyWords(ctx, q, in.Body, &row, account.AllowInsecureHTTP)
+		if err != nil {
+			return row, err
+		}
 		if len(found) > 0 {
 			return row, invalid(found...)
 		}
@@ -324,6 +328,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
 		},
+		Success:            row.SuccessRule,
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
