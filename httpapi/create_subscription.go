@@ -50,6 +50,7 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		row.StatusReason = &reason
 	}
 	secret, wrong := secretOf(in.Body.Secret)
+	var body Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -68,13 +69,13 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		if err := s.usageOf(settings).checkRoom(); err != nil {
 			return err
 		}
-		row, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
+		body, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
+	return &secretResponse{SubscriptionWithSecret{body, secret}}, nil
 }
 
 // checkRoom refuses one subscription more than the plan of the account has.
@@ -89,19 +90,21 @@ func (u Usage) checkRoom() error {
 }
 
 // insertSubscription stores a subscription, its secret and its credentials, in the transaction of q.
-func (s *server) insertSubscription(ctx context.Context, q *db.Queries, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
+func (s *server) insertSubscription(ctx context.Context, q *db.Queries, who caller, row db.Subscription, secret string, sealed credentials) (answer Subscription, err error) {
 	stored, err := q.CreateSubscription(ctx, createParams(row))
 	if err != nil {
-		return row, fmt.Errorf("store subscription: %w", err)
+		return answer, fmt.Errorf("store subscription: %w", err)
 	}
 	if err := s.storeSecret(ctx, q, stored.ID, secret); err != nil {
-		return row, err
+		return answer, err
 	}
 	if err := s.storeCredentials(ctx, q, stored.ID, sealed); err != nil {
-		return row, err
+		return answer, err
 	}
-	created := subscriptionOf(stored)
-	return stored, who.audit(ctx, q, "subscription.create", stored.AccountID, created.ID, nil, created)
+	if answer, err = withSecrets(ctx, q, stored); err != nil {
+		return answer, err
+	}
+	return answer, who.audit(ctx, q, "subscription.create", stored.AccountID, answer.ID, nil, subscriptionOf(stored))
 }
 
 func createParams(row db.Subscription) db.CreateSubscriptionParams {
