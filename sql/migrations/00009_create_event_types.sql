@@ -18,7 +18,7 @@ COMMENT ON COLUMN mailhook.event_types.sample IS 'What data of such an event loo
 COMMENT ON COLUMN mailhook.event_types.origin IS 'mailhook: one of ours, which hosts cannot register anew; host: one of the host''s.';
 
 CREATE FUNCTION mailhook.event_word(word text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN btrim(lower(regexp_replace(word, '[][(){}[:space:]_-]+', ' ', 'g') COLLATE "C"));
 COMMENT ON FUNCTION mailhook.event_word IS 'A word for an event type as words are compared: in lower case, with one space for each run of spaces, hyphens, underscores and brackets.';
 
