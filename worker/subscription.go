@@ -163,8 +163,11 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
 	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
+	if s.format.Channel != row.ChannelType {
+		s.format = format.Format{}
+	}
 	if err := s.unseal(c.keyring, row); err != nil {
-		s.keys, s.headers = nil, nil
+		s.keys, s.headers, s.target = nil, nil, nil
 		s.reloadAt = earlier(s.reloadAt, time.Now().Add(parkedReload))
 		if row.Exists && (before == nil || before.keys != nil) {
 			c.log.Error("a subscription's secrets cannot be opened: its attempts end as no_secret", "subscription_id", db.FormatID(db.SubscriptionPrefix, row.ID), "error", err)

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// Web is the channel of customers' own endpoints; the others are services of third parties.
+const Web = "web"
+
 // A Format is one way to write events into a request.
 type Format struct {
 	// Name is what a subscription calls it: standard, mailjet, …; of another channel than web, that channel's.
