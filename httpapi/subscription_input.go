@@ -29,18 +29,11 @@ type SubscriptionInput struct {
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
 	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
+	Format             optional[string]        `json:"format,omitempty" doc:"The body of requests. Default: standard, and of another channel than web its only one, by its name."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
-}
-
-type channelInput struct {
-	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
-	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
-	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
-	Auth    optional[authInput]         `json:"auth,omitempty" writeOnly:"true" doc:"The Authorization header of every request. Never answered. PATCH replaces it as a whole; null removes it."`
 }
 
 type filtersInput struct {
@@ -108,14 +101,14 @@ func defaultSubscription() db.Subscription {
 // not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
 // in the subscription.
 func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	byDefault := defaultSubscription()
+	byDefault, channel := defaultSubscription(), to.ChannelType
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
 	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = in.Format.pick(to.Format, byDefault.Format)
+	found = append(found, applyFormat(in.Format, to, to.ChannelType != channel)...)
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
 	found = append(found, applyTimeout(in.Timeout, to)...)
 	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
@@ -126,30 +119,6 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 		}
 	}
 	return sealed, found
-}
-
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	channel := in.value
-	if in.null { // everything in it back to its default
-		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
-		channel.Auth = optional[authInput]{set: true, null: true}
-		to.ChannelType = "web"
-	}
-	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
-	to.URL = channel.URL.pick(to.URL, "")
-	var found []FieldError
-	switch {
-	case to.URL == "" || channel.URL.null:
-		found = append(found, FieldError{"channel.url", "required", "is required"})
-	case channel.URL.set:
-		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
-			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
-		}
-	}
-	sealed := credentials{}
-	found = append(found, applyHeaders(channel.Headers, to, sealed)...)
-	found = append(found, applyAuth(channel.Auth, to, sealed)...)
-	return sealed, append(found, checkOneAuthorization(channel, to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {
