@@ -74,20 +74,20 @@ const shortestToken = 16
 
 // hiddenInTarget are the secrets of a channel; of a URL also what it is made of, as an answer may repeat it.
 func hiddenInTarget(target *format.Target) [][]byte {
-	var hidden [][]byte
+	var found [][]byte
 	for _, secret := range target.Secrets {
-		hidden = append(hidden, []byte(secret))
+		found = append(found, []byte(secret))
 		u, err := url.Parse(secret)
 		if err != nil || u.Host == "" {
 			continue
 		}
 		for _, part := range append(strings.FieldsFunc(u.RequestURI(), func(r rune) bool { return strings.ContainsRune("/?&=", r) }), strings.Split(u.Path, "/")...) {
 			if len(part) >= shortestToken {
-				hidden = append(hidden, []byte(part))
+				found = append(found, []byte(part))
 			}
 		}
 	}
-	return hidden
+	return found
 }
 
 // carry sets the headers of requests, of which at least one is not nil, and what follows from them.
@@ -130,14 +130,17 @@ func hiddenIn(headers map[string]string) [][]byte {
 			values = append(values, string(plain), password)
 		}
 	}
-	var hidden [][]byte
+	var found [][]byte
 	for _, value := range values {
 		if len(value) >= shortestHidden {
-			hidden = append(hidden, []byte(value))
+			found = append(found, []byte(value))
 		}
 	}
-	return hidden
+	return found
 }
+
+// hidden stands for what nobody is to see.
+const hidden = "***"
 
 // hide takes the values out of an excerpt, also the beginning of one at its end. It knows them as they were sent, not
 // in every encoding that a receiver may choose. All of them are looked for before any is taken out: one may be part of
@@ -178,7 +181,7 @@ func hide(excerpt []byte, values [][]byte) []byte {
 		case !covered[i]:
 			shown = append(shown, c)
 		case i == 0 || !covered[i-1]:
-			shown = append(shown, "***"...)
+			shown = append(shown, hidden...)
 		}
 	}
 	return shown

@@ -25,6 +25,7 @@ type sender struct {
 	dials     dials
 	connected atomic.Bool
 	answer    []byte
+	show      func(*http.Request) // if not nil, gets each request before it is sent
 }
 
 // leastAnswer is how much of an answer a format may look at (IsTaken).
@@ -71,11 +72,11 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 	}()
 	request, err := s.request(to, d, o.startedAt)
 	if err != nil {
-		o.word = outcomeRenderFailed
-		if errors.Is(err, errNoSecret) {
-			o.word = outcomeNoSecret
-		}
+		o.word = requestOutcome(err)
 		return o
+	}
+	if s.show != nil {
+		s.show(request)
 	}
 	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
@@ -97,6 +98,14 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 	o.answered(to.format, response, answer)
 	o.duration = time.Since(o.startedAt)
 	return o
+}
+
+// requestOutcome is the word for a request that could not be made.
+func requestOutcome(err error) string {
+	if errors.Is(err, errNoSecret) {
+		return outcomeNoSecret
+	}
+	return outcomeRenderFailed
 }
 
 // read answers the first bytes of a body, until the next call, and reads a little further so that the connection can be used

@@ -39,6 +39,17 @@ type subscription struct {
 	parsed    *url.URL
 }
 
+// in is the subscription with another format of its channel.
+func (s *subscription) in(name string) *subscription {
+	f, _ := format.Find(name) // one that is not known renders nothing
+	if f.Channel != s.format.Channel {
+		f = format.Format{}
+	}
+	return &subscription{
+		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout,
+	}
+}
+
 // address is the URL to send to.
 func (s *subscription) address() (*url.URL, error) {
 	s.parseOnce.Do(func() { s.parsed, _ = url.Parse(s.url) })
