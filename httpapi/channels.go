@@ -206,7 +206,7 @@ func checkPushoverKey(name string, in optional[string]) []FieldError {
 }
 
 // applyFormat takes the formats of the channel. Another channel has another default.
-func applyFormat(in optional[string], to *db.Subscription, isOtherChannel bool) []FieldError {
+func applyFormat(in optional[formatName], to *db.Subscription, isOtherChannel bool) []FieldError {
 	byDefault := to.ChannelType
 	if byDefault == format.Web {
 		byDefault = defaultSubscription().Format
@@ -214,7 +214,7 @@ func applyFormat(in optional[string], to *db.Subscription, isOtherChannel bool) 
 	if isOtherChannel {
 		to.Format = byDefault
 	}
-	to.Format = in.pick(to.Format, byDefault)
+	to.Format = string(in.pick(formatName(to.Format), formatName(byDefault)))
 	names := format.Names(to.ChannelType)
 	if in.isValue() && !slices.Contains(names, to.Format) {
 		return []FieldError{{"format", "not_allowed", fmt.Sprintf("must be one of %s with the channel %s", strings.Join(names, ", "), to.ChannelType)}}

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // CreateSubscriptionBody is a new subscription.
@@ -56,6 +57,12 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
+	// Whatever its format is: that may change, and then the secret cannot be read any more.
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return nil, fmt.Errorf("derive public key: %w", err)
+	}
+	row.PublicKey = &public
 	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // Bounds of the settings of a subscription, where huma's tags do not state them.
@@ -29,11 +30,26 @@ type SubscriptionInput struct {
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
 	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[string]        `json:"format,omitempty" doc:"The body of requests. Default: standard, and of another channel than web its only one, by its name."`
+	Format             optional[formatName]    `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard, and of another channel than web its only one, by its name."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+}
+
+// A formatName is the name of a format of any channel.
+type formatName string
+
+// Schema lists the formats that there are.
+func (formatName) Schema(huma.Registry) *huma.Schema {
+	schema := &huma.Schema{Type: huma.TypeString}
+	for _, channel := range []string{format.Web, channelPushover, channelSlack, channelTeams} {
+		for _, name := range format.Names(channel) {
+			schema.Enum = append(schema.Enum, name)
+		}
+	}
+	schema.PrecomputeMessages()
+	return schema
 }
 
 type filtersInput struct {

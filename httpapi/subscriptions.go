@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // A Subscription is "send me these events, filtered so, there, in this format".
@@ -25,6 +26,7 @@ type Subscription struct {
 	EventTypes         []string      `json:"event_types" nullable:"false"`
 	Filters            Filters       `json:"filters"`
 	Format             string        `json:"format"`
+	PublicKey          *string       `json:"public_key,omitempty" doc:"By which receivers of format sendgrid verify: ECDSA on P-256, base64 of the DER, of the newest secret. Other formats have none."`
 	RetrySchedule      RetrySchedule `json:"retry_schedule"`
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
@@ -305,6 +307,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		EventTypes:   row.EventTypes,
 		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
 		Format:       row.Format,
+		PublicKey:    publicKeyOf(row),
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
 		},
@@ -314,6 +317,14 @@ func subscriptionOf(row db.Subscription) Subscription {
 		CreatedAt:          Timestamp(row.CreatedAt),
 		UpdatedAt:          Timestamp(row.UpdatedAt),
 	}
+}
+
+// publicKeyOf is nil for a format whose receivers verify by the secret.
+func publicKeyOf(row db.Subscription) *string {
+	if f, ok := format.Find(row.Format); ok && f.HasPublicKey {
+		return row.PublicKey
+	}
+	return nil
 }
 
 func formatDelays(schedule []time.Duration) []string {

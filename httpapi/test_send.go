@@ -39,9 +39,9 @@ type TestRequest struct {
 type testSendRequest struct {
 	ID   string `path:"id" doc:"sub_…"`
 	Body *struct {
-		EventType optional[string] `json:"event_type,omitempty" doc:"Default: one that the subscription gets. Of a type that is not listed, the sample is that of its nearest listed parent."`
-		Format    optional[string] `json:"format,omitempty" doc:"Another format of the channel, to try it. Default: that of the subscription."`
-		Preview   optional[bool]   `json:"preview,omitempty" doc:"true: nothing is sent, and the answer has the request. Default: false."`
+		EventType optional[string]     `json:"event_type,omitempty" doc:"Default: one that the subscription gets. Of a type that is not listed, the sample is that of its nearest listed parent."`
+		Format    optional[formatName] `json:"format,omitempty" doc:"Another format of the channel, to try it. Default: that of the subscription."`
+		Preview   optional[bool]       `json:"preview,omitempty" doc:"true: nothing is sent, and the answer has the request. Default: false."`
 	} `nameHint:"TestSendBody"`
 }
 

@@ -91,20 +91,20 @@ func TestMessagesKeepWithinTheirLimits(t *testing.T) {
 		var slack struct {
 			Blocks []struct{ Text struct{ Text string } }
 		}
-		body := render(t, "slack", e)
+		body := renderMessage(t, "slack", e)
 		if err := json.Unmarshal(body, &slack); err != nil || len(slack.Blocks) != 2 {
 			t.Fatalf("%s: %v %s", name, err, body)
 		}
 		if header, section := utf8.RuneCountInString(slack.Blocks[0].Text.Text), utf8.RuneCountInString(slack.Blocks[1].Text.Text); header > 150 || section > 3000 || section < 500 {
 			t.Errorf("%s: a header of %d and a section of %d characters", name, header, section)
 		}
-		if body := render(t, "teams", e); !json.Valid(body) || len(body) > 28<<10 || len(body) < 2000 {
+		if body := renderMessage(t, "teams", e); !json.Valid(body) || len(body) > 28<<10 || len(body) < 2000 {
 			t.Errorf("%s: a card of %d bytes", name, len(body))
 		}
 	}
 }
 
-func render(t *testing.T, name string, e *Event) []byte {
+func renderMessage(t *testing.T, name string, e *Event) []byte {
 	t.Helper()
 	body, err := found(t, name).One(e, &Target{})
 	if err != nil || !utf8.Valid(body) {
@@ -199,7 +199,7 @@ func TestSlackMessage(t *testing.T) {
 	const want = `{"text":"&lt;!channel&gt;&amp;co@example.com replied to a &gt; b","blocks":[` +
 		`{"type":"header","text":{"type":"plain_text","text":"<!channel>&co@example.com replied to a > b","emoji":false}},` +
 		`{"type":"section","text":{"type":"mrkdwn","text":"*Recipient:* &lt;!channel&gt;&amp;co@example.com\n*Subject:* a &gt; b\n*Page:* <https://example.com/?a=1&amp;b=2|https://example.com/?a=1&amp;b=2>\n*Event:* email.replied\n*Time:* 2024-01-15 10:30:00 UTC","verbatim":true}}]}`
-	if got := string(render(t, "slack", e)); got != want {
+	if got := string(renderMessage(t, "slack", e)); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
@@ -212,7 +212,7 @@ func TestTeamsHasNoMarkdown(t *testing.T) {
 			Content struct{ Body []map[string]any }
 		}
 	}
-	if err := json.Unmarshal(render(t, "teams", hostile(hostileTexts()["markdown"])), &message); err != nil {
+	if err := json.Unmarshal(renderMessage(t, "teams", hostile(hostileTexts()["markdown"])), &message); err != nil {
 		t.Fatal(err)
 	}
 	for _, element := range message.Attachments[0].Content.Body {
