@@ -12,12 +12,9 @@ func renderTeams(b []byte, e *Event, _ *Target) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b = append(b, `{"type":"message","summary":`...)
-	b = appendString(b, m.title)
-	b = append(b, `,"attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","contentUrl":null,"content":{`+
-		`"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.4","fallbackText":`...)
-	b = appendString(b, m.title)
-	b = append(b, `,"body":[{"type":"RichTextBlock","inlines":[{"type":"TextRun","size":"Medium","weight":"Bolder","text":`...)
+	b = append(b, `{"type":"message","attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","contentUrl":null,"content":{`+
+		`"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.4",`+
+		`"body":[{"type":"RichTextBlock","inlines":[{"type":"TextRun","size":"medium","weight":"bolder","text":`...)
 	b = appendString(b, m.title)
 	b = append(b, `}]}`...)
 	used := 0
@@ -25,7 +22,7 @@ func renderTeams(b []byte, e *Event, _ *Target) ([]byte, error) {
 		if used += len([]rune(l.label)) + len([]rune(l.value)); used > teamsText {
 			break
 		}
-		b = append(b, `,{"type":"RichTextBlock","spacing":"Small","inlines":[{"type":"TextRun","weight":"Bolder","text":`...)
+		b = append(b, `,{"type":"RichTextBlock","spacing":"small","inlines":[{"type":"TextRun","weight":"bolder","text":`...)
 		b = appendString(b, l.label+": ")
 		b = append(b, `},{"type":"TextRun","text":`...)
 		b = appendString(b, l.value)
