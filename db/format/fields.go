@@ -1,6 +1,7 @@
 package format
 
 import (
+	"bytes"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -11,8 +12,14 @@ type raw []byte
 
 // text is what a string says; of any other value, its JSON.
 func (v raw) text() string {
+	if len(v) < 2 || v[0] != '"' {
+		return string(v)
+	}
+	if bytes.IndexByte(v, '\\') < 0 {
+		return string(v[1 : len(v)-1])
+	}
 	var text string
-	if len(v) == 0 || v[0] != '"' || json.Unmarshal(v, &text) != nil {
+	if json.Unmarshal(v, &text) != nil {
 		return string(v)
 	}
 	return text
@@ -135,6 +142,16 @@ func (f *fields) reply() string {
 		}
 	}
 	return strings.Join(parts, " ")
+}
+
+// isPermanent says of a failure that it stays: by the kind of the bounce, else by the class of the server's code.
+func (f *fields) isPermanent() bool {
+	for _, v := range []raw{f.bounceType, f.enhancedCode, f.smtpCode} {
+		if v != nil {
+			return v.text() == "hard" || strings.HasPrefix(v.text(), "5")
+		}
+	}
+	return false
 }
 
 // spelling is a platform's word for an event type, or for the nearest of its parents that has one; our name, and false, where

@@ -78,6 +78,11 @@ func TestGolden(t *testing.T) {
 			}
 			fmt.Fprintf(&text, "== %s\n%s\n", e.Type, body)
 			checkShape(t, f, e, body)
+			// As a test send: the columns are in the sample alone.
+			test := &Event{ID: e.ID, Type: e.Type, OccurredAt: e.OccurredAt, Data: e.Data, IsTest: true}
+			if body, err := f.One(test, nil); err != nil || !isWellFormed(f, body) || e.Recipient != "" && !bytes.Contains(body, []byte(e.Recipient)) {
+				t.Errorf("%s of a test send of %s: %v, %s", name, e.Type, err, body)
+			}
 		}
 		path := filepath.Join("testdata", name+".golden")
 		if *update {
@@ -192,7 +197,7 @@ func shapes() map[string]map[string][]reflect.Kind {
 			each(must(id), "MessageID"), each(truth, "blocked", "hard_bounce"), each(number, "mj_list_id"), each(object, "data"),
 			each(text, "ip", "geo", "agent", "url", "error_related_to", "error", "comment", "source", "mj_message_id", "smtp_reply")),
 		"sendgrid": join(each(must(text), "event", "sg_event_id"), each(must(number), "timestamp"), each(number, "marketing_campaign_id"), each(object, "data"),
-			each(list, "category"), each(text, "email", "sg_message_id", "smtp-id", "marketing_campaign_name", "ip", "useragent", "url", "reason", "status", "response", "attempt", "type", "plan")),
+			each(list, "category"), each(text, "email", "sg_message_id", "smtp-id", "marketing_campaign_name", "ip", "useragent", "url", "reason", "status", "response", "attempt", "type", "plan", "order")),
 		"cloudevents": join(each(must(text), "specversion", "id", "source", "type", "time", "datacontenttype"), each(text, "subject"), each(must(object), "data")),
 	}
 }

@@ -43,7 +43,7 @@ func (o *object) mailjet(event, eventType string, f *fields) {
 	case "click":
 		o.textOrEmpty("url", f.linkURL)
 	case "bounce", "blocked":
-		isHard := f.bounceType.text() == "hard" || event == "blocked" && isPermanent(f)
+		isHard := f.isPermanent()
 		related, fault := mailjetError(eventType, f)
 		o.bool("blocked", isHard || event == "blocked")
 		o.bool("hard_bounce", isHard)

@@ -59,13 +59,8 @@ func mailjetError(eventType string, f *fields) (related, fault string) {
 		return "spam", "sender blocked"
 	case eventType == "email.rejected":
 		return "spam", "policy issue"
-	case f.bounceType.text() == "hard":
+	case f.isPermanent():
 		return "recipient", "user unknown"
 	}
 	return "system", "system issue"
-}
-
-// isPermanent says that the server's code is one of those that stay.
-func isPermanent(f *fields) bool {
-	return strings.HasPrefix(f.enhancedCode.text(), "5") || f.enhancedCode == nil && strings.HasPrefix(f.smtpCode.text(), "5")
 }

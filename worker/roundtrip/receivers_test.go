@@ -204,7 +204,7 @@ func readMailjet(_ http.Header, body []byte, _ string) (readings []reading, err 
 	return readings, nil
 }
 
-// sendGridEvent has the fields of SendGrid's Event Webhook, of all its events, and a unique argument.
+// sendGridEvent has the fields of SendGrid's Event Webhook, of all its events, and the unique arguments of our samples.
 type sendGridEvent struct {
 	Email        string          `json:"email"`
 	Timestamp    int64           `json:"timestamp"`
@@ -224,6 +224,7 @@ type sendGridEvent struct {
 	Attempt      string          `json:"attempt"`
 	Type         string          `json:"type"`
 	Plan         string          `json:"plan"`
+	Order        string          `json:"order"`
 	Data         json.RawMessage `json:"data"`
 }
 
