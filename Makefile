@@ -77,8 +77,8 @@ faults-ci: faults-build
 # Each target in turn, for as long: FUZZTIME=10m make fuzz. What breaks one is left in testdata/fuzz: commit it with the mend.
 FUZZTIME ?= 20s
 FUZZ_CI = db/egress:FuzzURL httpapi:FuzzHeaders httpapi:FuzzEventType httpapi:FuzzFilters db/format:FuzzRenderer cmd/receiver:FuzzVerify cmd/mailhook:FuzzConfig
-FUZZ = $(FUZZ_CI) httpapi:FuzzPatch httpapi:FuzzDuration httpapi:FuzzCursor httpapi:FuzzExcerpt db/format:FuzzMembers db/format:FuzzSecret worker:FuzzAnswer worker:FuzzErrors \
-	cmd/mailhook:FuzzInert db:FuzzEventID
+FUZZ = $(FUZZ_CI) httpapi:FuzzPatch httpapi:FuzzCursor httpapi:FuzzExcerpt db/format:FuzzMembers db/format:FuzzSecret worker:FuzzAnswer worker:FuzzErrors \
+	cmd/mailhook:FuzzInert db:FuzzDuration db:FuzzEventID
 
 fuzz:
 	@for target in $(FUZZ); do echo "$$target"; go test ./$${target%:*} -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) || exit 1; done

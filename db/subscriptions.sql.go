@@ -7,9 +7,9 @@ package db
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
-	"time"
 )
 
 const createSubscription = `-- name: CreateSubscription :one
@@ -345,6 +345,39 @@ func (q *Queries) IsSubscriptionKnown(ctx context.Context, arg IsSubscriptionKno
 	var column_1 bool
 	err := row.Scan(&column_1)
 	return column_1, err
+}
+
+const listLiveSecrets = `-- name: ListLiveSecrets :many
+SELECT x.created_at, x.expires_at
+FROM mailhook.subscription_secrets AS x
+WHERE x.subscription_id = $1 AND (x.expires_at IS NULL OR x.expires_at > statement_timestamp())
+ORDER BY x.created_at DESC, x.id DESC
+`
+
+type ListLiveSecretsRow struct {
+	CreatedAt time.Time
+	ExpiresAt *time.Time
+}
+
+// ListLiveSecrets says since when and until when the secrets of a subscription sign, the newest first.
+func (q *Queries) ListLiveSecrets(ctx context.Context, subscriptionID uuid.UUID) ([]ListLiveSecretsRow, error) {
+	rows, err := q.db.Query(ctx, listLiveSecrets, subscriptionID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListLiveSecretsRow{}
+	for rows.Next() {
+		var i ListLiveSecretsRow
+		if err := rows.Scan(&i.CreatedAt, &i.ExpiresAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const listSubscriptions = `-- name: ListSubscriptions :many

@@ -23,6 +23,12 @@ type SubscriptionWithSecret struct {
 	Secret string `json:"secret" doc:"The key of the signatures. It is not shown again."`
 }
 
+// A LiveSecret says since when a signing secret signs, and until when; never what it is.
+type LiveSecret struct {
+	CreatedAt Timestamp  `json:"created_at"`
+	ExpiresAt *Timestamp `json:"expires_at" doc:"When it ceases to sign along, after a rotation; null for the newest."`
+}
+
 type rotateSecretRequest struct {
 	ID   string `path:"id" doc:"sub_…"`
 	Body *struct {
@@ -40,6 +46,19 @@ const (
 	maxGrace     = 7 * 24 * time.Hour
 	defaultGrace = 24 * time.Hour
 )
+
+// withSecrets is a subscription as it is answered alone: with how long its secrets sign.
+func withSecrets(ctx context.Context, q *db.Queries, row db.Subscription) (Subscription, error) {
+	answer := subscriptionOf(row)
+	live, err := q.ListLiveSecrets(ctx, row.ID)
+	if err != nil {
+		return answer, fmt.Errorf("list secrets: %w", err)
+	}
+	for _, l := range live {
+		answer.Secrets = append(answer.Secrets, LiveSecret{Timestamp(l.CreatedAt), optionalTimestamp(l.ExpiresAt)})
+	}
+	return answer, nil
+}
 
 // storeSecret seals with the installation's master key as it is in this transaction, so that none goes past a rotation.
 func (s *server) storeSecret(ctx context.Context, q *db.Queries, id uuid.UUID, secret string) error {
