@@ -20,9 +20,9 @@ type CreateSubscriptionBody struct {
 }
 
 // TransformSchema documents what has no default.
-func (b CreateSubscriptionBody) TransformSchema(r huma.Registry, s *huma.Schema) *huma.Schema {
+func (CreateSubscriptionBody) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
 	s.Required = append(s.Required, "channel", "event_types")
-	return b.SubscriptionInput.TransformSchema(r, s)
+	return s
 }
 
 type createSubscriptionRequest struct {
