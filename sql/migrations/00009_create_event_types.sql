@@ -18,7 +18,7 @@ COMMENT ON COLUMN mailhook.event_types.sample IS 'What data of such an event loo
 COMMENT ON COLUMN mailhook.event_types.origin IS 'mailhook: one of ours, which hosts cannot register anew; host: one of the host''s.';
 
 CREATE FUNCTION mailhook.event_word(word text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN btrim(lower(regexp_replace(word, '[][(){}[:space:]_-]+', ' ', 'g') COLLATE "C"));
 COMMENT ON FUNCTION mailhook.event_word IS 'A word for an event type as words are compared: in lower case, with one space for each run of spaces, hyphens, underscores and brackets.';
 
@@ -28,7 +28,6 @@ CREATE TABLE mailhook.event_type_aliases (
   event_type text NOT NULL,
   normalized text NOT NULL GENERATED ALWAYS AS (mailhook.event_word(word)) STORED,
   CONSTRAINT event_type_aliases_pkey PRIMARY KEY (normalized, format, event_type),
-  CONSTRAINT event_type_aliases_event_type_fkey FOREIGN KEY (event_type) REFERENCES mailhook.event_types (name) ON DELETE CASCADE,
   CONSTRAINT event_type_aliases_word_check CHECK (mailhook.event_word(word) <> '' AND octet_length(word) <= 100)
 );
 CREATE INDEX event_type_aliases_event_type_idx ON mailhook.event_type_aliases (event_type);
@@ -351,6 +350,7 @@ BEGIN
   IF EXISTS (SELECT FROM mailhook.event_types AS t WHERE t.name = unregister_event_type.name AND t.origin = 'mailhook') THEN
     PERFORM mailhook.refuse_argument('name', quote_literal(name) || ' is a type of mailhook''s', 'Only types that were registered with mailhook.register_event_type can be removed.');
   END IF;
+  DELETE FROM mailhook.event_type_aliases AS a WHERE a.event_type = unregister_event_type.name;
   DELETE FROM mailhook.event_types AS t WHERE t.name = unregister_event_type.name;
   RETURN FOUND;
 END
