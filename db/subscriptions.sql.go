@@ -556,22 +556,22 @@ func (q *Queries) ResetHealth(ctx context.Context, subscriptionID uuid.UUID) err
 	return err
 }
 
-const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
+const setPublicKey = `-- name: SetPublicKey :one
 UPDATE mailhook.subscriptions AS s
-SET status = $1, status_reason = $2
-WHERE s.id = $3
+SET public_key = $1::text
+WHERE s.id = $2
 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
-type SetSubscriptionStatusParams struct {
-	Status       string
-	StatusReason *string
-	ID           uuid.UUID
+type SetPublicKeyParams struct {
+	PublicKey string
+	ID        uuid.UUID
 }
 
-// SetSubscriptionStatus changes the status. What follows from it (holding, cancelling) is for the workers.
-func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscriptionStatusParams) (Subscription, error) {
-	row := q.db.QueryRow(ctx, setSubscriptionStatus, arg.Status, arg.StatusReason, arg.ID)
+// SetPublicKey stores by what receivers verify the newest secret, and makes the workers read the subscription again: the
+// trigger raises its version.
+func (q *Queries) SetPublicKey(ctx context.Context, arg SetPublicKeyParams) (Subscription, error) {
+	row := q.db.QueryRow(ctx, setPublicKey, arg.PublicKey, arg.ID)
 	var i Subscription
 	err := row.Scan(
 		&i.ID,
@@ -611,13 +611,22 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 	return i, err
 }
 
-const touchSubscription = `-- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
+const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
+UPDATE mailhook.subscriptions AS s
+SET status = $1, status_reason = $2
+WHERE s.id = $3
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
-// TouchSubscription makes the workers read a subscription again: the trigger raises its version.
-func (q *Queries) TouchSubscription(ctx context.Context, id uuid.UUID) (Subscription, error) {
-	row := q.db.QueryRow(ctx, touchSubscription, id)
+type SetSubscriptionStatusParams struct {
+	Status       string
+	StatusReason *string
+	ID           uuid.UUID
+}
+
+// SetSubscriptionStatus changes the status. What follows from it (holding, cancelling) is for the workers.
+func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscriptionStatusParams) (Subscription, error) {
+	row := q.db.QueryRow(ctx, setSubscriptionStatus, arg.Status, arg.StatusReason, arg.ID)
 	var i Subscription
 	err := row.Scan(
 		&i.ID,

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // CreateSubscriptionBody is a new subscription.
@@ -50,7 +51,7 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		row.StatusReason = &reason
 	}
 	secret, wrong := secretOf(in.Body.Secret)
-	var body Subscription
+	var answer Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -69,13 +70,13 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		if err := s.usageOf(settings).checkRoom(); err != nil {
 			return err
 		}
-		body, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
+		answer, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{body, secret}}, nil
+	return &secretResponse{SubscriptionWithSecret{answer, secret}}, nil
 }
 
 // checkRoom refuses one subscription more than the plan of the account has.
@@ -91,20 +92,25 @@ func (u Usage) checkRoom() error {
 
 // insertSubscription stores a subscription, its secret and its credentials, in the transaction of q.
 func (s *server) insertSubscription(ctx context.Context, q *db.Queries, who caller, row db.Subscription, secret string, sealed credentials) (answer Subscription, err error) {
-	stored, err := q.CreateSubscription(ctx, createParams(row))
+	// Whatever its format is: that may change, and then the secret cannot be read any more.
+	public, err := format.PublicKey(secret)
 	if err != nil {
+		return answer, fmt.Errorf("derive public key: %w", err)
+	}
+	row.PublicKey = &public
+	if row, err = q.CreateSubscription(ctx, createParams(row)); err != nil {
 		return answer, fmt.Errorf("store subscription: %w", err)
 	}
-	if err := s.storeSecret(ctx, q, stored.ID, secret); err != nil {
+	if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
 		return answer, err
 	}
-	if err := s.storeCredentials(ctx, q, stored.ID, sealed); err != nil {
+	if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
 		return answer, err
 	}
-	if answer, err = withSecrets(ctx, q, stored); err != nil {
+	if answer, err = withSecrets(ctx, q, row); err != nil {
 		return answer, err
 	}
-	return answer, who.audit(ctx, q, "subscription.create", stored.AccountID, answer.ID, nil, subscriptionOf(stored))
+	return answer, who.audit(ctx, q, "subscription.create", row.AccountID, answer.ID, nil, subscriptionOf(row))
 }
 
 func createParams(row db.Subscription) db.CreateSubscriptionParams {

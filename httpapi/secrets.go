@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // SubscriptionWithSecret is a subscription with its newest signing secret: the answer of create and rotate only.
@@ -126,7 +127,12 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	body, err := s.changeSubscription(ctx, who, in.ID, "subscription.rotate_secret", func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return nil, fmt.Errorf("derive public key: %w", err)
+	}
+	action := "subscription.rotate_secret"
+	body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		err := q.ExpireSecrets(ctx, db.ExpireSecretsParams{SubscriptionID: row.ID, Grace: grace, Kept: maxSecrets - 1})
 		if err != nil {
 			return row, fmt.Errorf("expire secrets: %w", err)
@@ -134,7 +140,7 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
 			return row, err
 		}
-		return q.TouchSubscription(ctx, row.ID)
+		return q.SetPublicKey(ctx, db.SetPublicKeyParams{ID: row.ID, PublicKey: public})
 	})
 	if err != nil {
 		return nil, err

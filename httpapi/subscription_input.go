@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // Bounds of the settings of a subscription, where huma's tags do not state them.
@@ -30,7 +31,7 @@ type SubscriptionInput struct {
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
 	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*. Other platforms' words for them are taken, and answered as our names."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
+	Format             optional[formatName]    `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard, and of another channel than web its only one, by its name."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
@@ -38,11 +39,19 @@ type SubscriptionInput struct {
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
 }
 
-type channelInput struct {
-	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
-	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
-	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
-	Auth    optional[authInput]         `json:"auth,omitempty" writeOnly:"true" doc:"The Authorization header of every request. Never answered. PATCH replaces it as a whole; null removes it."`
+// A formatName is the name of a format of any channel.
+type formatName string
+
+// Schema lists the formats that there are.
+func (formatName) Schema(huma.Registry) *huma.Schema {
+	schema := &huma.Schema{Type: huma.TypeString}
+	for _, channel := range []string{format.Web, channelPushover, channelSlack, channelTeams} {
+		for _, name := range format.Names(channel) {
+			schema.Enum = append(schema.Enum, name)
+		}
+	}
+	schema.PrecomputeMessages()
+	return schema
 }
 
 type filtersInput struct {
@@ -112,7 +121,7 @@ func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionI
 	var wrong []FieldError
 	if in.EventTypes.isValue() {
 		var err error
-		format := in.Format.pick(to.Format, defaultSubscription().Format)
+		format := string(in.Format.pick(formatName(to.Format), formatName(defaultSubscription().Format)))
 		if in.EventTypes.value, wrong, err = s.eventTypesOf(ctx, q, "event_types", in.EventTypes.value, format, to.EventTypes); err != nil {
 			return nil, nil, err
 		}
@@ -125,14 +134,14 @@ func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionI
 // not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
 // in the subscription.
 func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	byDefault := defaultSubscription()
+	byDefault, channel := defaultSubscription(), to.ChannelType
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
 	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = in.Format.pick(to.Format, byDefault.Format)
+	found = append(found, applyFormat(in.Format, to, to.ChannelType != channel)...)
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
 	to.SuccessRule = in.Success.pick(to.SuccessRule, byDefault.SuccessRule)
 	found = append(found, applyTimeout(in.Timeout, to)...)
@@ -144,30 +153,6 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 		}
 	}
 	return sealed, found
-}
-
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	channel := in.value
-	if in.null { // everything in it back to its default
-		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
-		channel.Auth = optional[authInput]{set: true, null: true}
-		to.ChannelType = "web"
-	}
-	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
-	to.URL = channel.URL.pick(to.URL, "")
-	var found []FieldError
-	switch {
-	case to.URL == "" || channel.URL.null:
-		found = append(found, FieldError{"channel.url", "required", "is required"})
-	case channel.URL.set:
-		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
-			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
-		}
-	}
-	sealed := credentials{}
-	found = append(found, applyHeaders(channel.Headers, to, sealed)...)
-	found = append(found, applyAuth(channel.Auth, to, sealed)...)
-	return sealed, append(found, checkOneAuthorization(channel, to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {

@@ -124,6 +124,7 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 		{"surplus argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"status", "extra"}, 2, `"extra"`},
 		{"listening on a port that is taken", nil, []string{"listen", "--secret", "x", "--port", port}, 1, "choose another with --port"},
 		{"fail rate", nil, []string{"listen", "--secret", "x", "--fail-rate", "2"}, 2, "between 0 and 1"},
+		{"format", nil, []string{"listen", "--secret", "x", "--format", "mailgun"}, 2, "one of cloudevents, mailjet"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -1,5 +1,6 @@
 // Package format renders events as receivers expect them: one file for each format, which registers itself. A format of
-// channel web is a vendor's spelling that a customer chooses; the other channels have one format each, by their own name.
+// channel web is a vendor's spelling that a customer chooses; the other channels have one format each, by their own name:
+// a message for people (message.go).
 package format
 
 import (
@@ -8,6 +9,9 @@ import (
 	"slices"
 	"time"
 )
+
+// Web is the channel of customers' own endpoints; the others are services of third parties.
+const Web = "web"
 
 // A Format is one way to write events into a request.
 type Format struct {
@@ -26,8 +30,16 @@ type Format struct {
 	// Sign sets the headers by which the receivers of this format verify, beside those that every request has; nil: none.
 	// keys are those of the live secrets, the newest first.
 	Sign func(header http.Header, at time.Time, body []byte, keys [][]byte) error
+	// HasPublicKey says that its receivers verify by the public key of the subscription (PublicKey).
+	HasPublicKey bool
 	// IsPermanent says of a status that is no success that the request will never be taken; nil: of none.
 	IsPermanent func(status int) bool
+	// IsTaken says of the beginning of the body of a 2xx whether it is a yes; nil: any is.
+	IsTaken func(answer []byte) bool
+	// ResetHeader says, with a 429 that has no Retry-After, when there is room again, in Unix seconds; empty: there is no such header.
+	ResetHeader string
+	// RetryAfter is how long to wait after a failure at least.
+	RetryAfter time.Duration
 }
 
 // Arrays says whether a format puts events into a JSON array.
@@ -50,6 +62,8 @@ type Target struct {
 var formats = map[string]Format{}
 
 // register makes a format known; each file calls it once.
+//
+//nolint:unparam // a variable at the top of a file takes a value
 func register(f Format) bool {
 	formats[f.Name] = f
 	return true

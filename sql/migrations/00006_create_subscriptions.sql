@@ -61,6 +61,7 @@ CREATE INDEX subscriptions_deleted_at_idx ON mailhook.subscriptions (deleted_at)
 COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
 COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
 COMMENT ON COLUMN mailhook.subscriptions.status_reason IS 'Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.';
+COMMENT ON COLUMN mailhook.subscriptions.url IS 'Where requests go. Of slack and teams it has scheme and host alone: the rest of it is a secret, in subscription_credentials.';
 COMMENT ON COLUMN mailhook.subscriptions.header_names IS 'The custom headers; their values are in subscription_credentials. Without those no request is made.';
 COMMENT ON COLUMN mailhook.subscriptions.auth_type IS 'What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.';
 COMMENT ON COLUMN mailhook.subscriptions.event_types IS 'Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.';
@@ -103,10 +104,10 @@ CREATE TABLE mailhook.subscription_credentials (
   key_id          text NOT NULL,
   sealed          bytea NOT NULL,
   CONSTRAINT subscription_credentials_subscription_id_kind_pkey PRIMARY KEY (subscription_id, kind),
-  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth'))
+  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth', 'channel'))
 );
 COMMENT ON TABLE mailhook.subscription_credentials IS 'What requests carry beside the signature, sealed like secrets, with the kind in the place of the word secret. In a table of its own: the API writes it and never reads it. Wiped when the subscription is deleted.';
-COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header.';
+COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header. channel: a JSON object of what a channel other than web keeps secret, by the names of the API: user_key and api_token of pushover, url of slack and teams.';
 COMMENT ON COLUMN mailhook.subscription_credentials.key_id IS 'Which master key sealed it.';
 
 -- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.

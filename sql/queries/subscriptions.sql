@@ -172,9 +172,13 @@ SET expires_at = r.ends_at
 FROM ranked AS r
 WHERE x.id = r.id AND r.nth <= @kept::int AND r.ends_at > statement_timestamp();
 
--- TouchSubscription makes the workers read a subscription again: the trigger raises its version.
--- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = @id RETURNING *;
+-- SetPublicKey stores by what receivers verify the newest secret, and makes the workers read the subscription again: the
+-- trigger raises its version.
+-- name: SetPublicKey :one
+UPDATE mailhook.subscriptions AS s
+SET public_key = @public_key::text
+WHERE s.id = @id
+RETURNING *;
 
 -- IsSubscriptionKnown says whether a subscription exists, deleted or not, in one account or, without @account_id, in any.
 -- name: IsSubscriptionKnown :one
