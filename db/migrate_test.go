@@ -311,7 +311,7 @@ func TestSchemaRules(t *testing.T) {
 			SELECT format('%s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))
 			FROM (` + tables + `) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 			WHERE c.relname <> 'goose_db_version' AND format_type(a.atttypid, a.atttypmod) NOT IN ('bigint', 'boolean', 'bytea', 'date', 'double precision', 'integer',
-				'interval', 'interval[]', 'json', 'real', 'smallint', 'text', 'text[]', 'timestamp with time zone', 'uuid')`},
+				'interval', 'interval[]', 'json', 'jsonb', 'jsonpath', 'real', 'smallint', 'text', 'text[]', 'timestamp with time zone', 'uuid')`},
 		{"_at in the name of a time, and of nothing else", `
 			SELECT format('%s.%s', c.relname, a.attname)
 			FROM (` + tables + `) AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -63,11 +63,13 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 		out.Body.Conditions = []Condition{{"dispatched", false, "dispatched", actual}}
 		return out, nil
 	}
-	row, err := s.queries.ExplainMatch(ctx, db.ExplainMatchParams{ID: id.ID, InsertedAt: id.InsertedAt, SubscriptionID: subscription.ID})
+	logged, err := s.queries.GetEvent(ctx, db.GetEventParams{ID: id.ID, InsertedAt: id.InsertedAt, AccountID: who.account})
 	if err != nil {
-		return nil, fmt.Errorf("hold event against subscription: %w", err)
+		return nil, fmt.Errorf("read event: %w", err)
 	}
-	out.Body.Conditions = conditionsOf(row)
+	if out.Body.Conditions, err = s.conditionsOf(ctx, logged, subscription); err != nil {
+		return nil, err
+	}
 	out.Body.Matched = true
 	for _, c := range out.Body.Conditions {
 		out.Body.Matched = out.Body.Matched && c.Passed
@@ -90,24 +92,29 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 
 // conditionsOf lists the conditions of dispatch in its order. That it is no duplicate, and not about the
 // subscription itself, is listed only where it fails.
-func conditionsOf(row db.ExplainMatchRow) []Condition {
-	conditions := []Condition{
-		{"account", row.AccountPassed, row.SubscriptionAccountID, row.EventAccountID},
-		{"created_before", row.CreatedBeforePassed, Timestamp(row.CreatedAt), Timestamp(row.InsertedAt)},
-		{"status", row.StatusPassed, []string{"active", "paused", "suspended"}, row.Status},
-		{"event_type", row.EventTypePassed, row.EventTypes, row.EventType},
-		{"sending_domain", row.SendingDomainPassed, row.FilterSendingDomain, orNull(row.SendingDomain)},
-		{"sending_node", row.SendingNodePassed, row.FilterSendingNode, orNull(row.SendingNode)},
-		{"bridge", row.BridgePassed, row.FilterBridge, orNull(row.Bridge)},
-		{"dedicated_ip", row.DedicatedIpPassed, row.FilterDedicatedIp, orNull(row.DedicatedIP)},
+func (s *server) conditionsOf(ctx context.Context, e db.Event, to db.Subscription) ([]Condition, error) {
+	row, err := s.queries.ExplainMatch(ctx, e.Explain(to.ID))
+	if err != nil {
+		return nil, fmt.Errorf("hold event against subscription: %w", err)
 	}
-	if row.IsDuplicate {
-		conditions = append([]Condition{{"duplicate", false, nil, orNull(row.DuplicateOf)}}, conditions...)
-	}
+	conditions := []Condition{}
 	if row.IsAboutItself {
-		conditions = append([]Condition{{"about_itself", false, "an event about another subscription", row.EventType}}, conditions...)
+		conditions = append(conditions, Condition{"about_itself", false, "an event about another subscription", e.EventType})
 	}
-	return conditions
+	if e.DuplicateOf != nil {
+		conditions = append(conditions, Condition{"duplicate", false, nil, orNull(*e.DuplicateOf)})
+	}
+	conditions = append(conditions,
+		Condition{"account", row.AccountPassed, to.AccountID, e.AccountID},
+		Condition{"created_before", row.CreatedBeforePassed, Timestamp(to.CreatedAt), Timestamp(e.InsertedAt)},
+		Condition{"status", row.StatusPassed, []string{"active", "paused", "suspended"}, to.Status},
+		Condition{"event_type", row.EventTypePassed, to.EventTypes, e.EventType},
+		Condition{"sending_domain", row.SendingDomainPassed, to.FilterSendingDomain, orNull(valueOf(e.SendingDomain))},
+		Condition{"sending_node", row.SendingNodePassed, to.FilterSendingNode, orNull(valueOf(e.SendingNode))},
+		Condition{"bridge", row.BridgePassed, to.FilterBridge, orNull(valueOf(e.Bridge))},
+		Condition{"dedicated_ip", row.DedicatedIpPassed, to.FilterDedicatedIp, orNull(row.DedicatedIP)},
+	)
+	return conditions, nil
 }
 
 func orNull(text string) any {

@@ -83,10 +83,9 @@ scanned AS MATERIALIZED (
       AND e.erased_at IS NULL
       AND mailhook.event_type_ancestors(e.event_type) && s.event_types
       AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
-      AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
-      AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
-      AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
-      AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+      AND mailhook.passes_filters(e.sending_domain, e.sending_node, e.bridge, mailhook.address_of(e.dedicated_ip),
+        mailhook.fields_of(e.event_type, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.data),
+        s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
       AND NOT mailhook.is_about(e.event_type, e.data, s.id) AS is_match
   FROM replay AS r
   JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id
