@@ -216,6 +216,8 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Code: code, Message: "the body is not JSON: " + detail.Message}
 	case code == codeUnsupportedMedia:
 		return FieldError{Code: code, Message: "send application/json, or application/merge-patch+json for PATCH"}
+	case strings.HasPrefix(field, "filters.") && fieldCode(detail.Message) == "unknown_field":
+		return FieldError{Field: field, Code: "unknown_field", Message: "is no filter: use one of " + strings.Join(filterNames(), ", ") + "; data takes any other field of an event's data"}
 	case strings.HasPrefix(detail.Message, "json: "):
 		return FieldError{Field: field, Code: "wrong_type", Message: "a value is of the wrong type or out of range"}
 	}

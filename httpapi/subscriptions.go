@@ -41,14 +41,6 @@ type Channel struct {
 	AuthType    *string  `json:"auth_type" doc:"What the Authorization header is made of, basic or bearer; null: none. The credential is never answered."`
 }
 
-// Filters narrow the events of a subscription down; an empty list is no filter.
-type Filters struct {
-	SendingDomain []string `json:"sending_domain" nullable:"false"`
-	SendingNode   []string `json:"sending_node" nullable:"false"`
-	Bridge        []string `json:"bridge" nullable:"false"`
-	DedicatedIP   []string `json:"dedicated_ip" nullable:"false"`
-}
-
 // Usage is how many subscriptions an account has and may have.
 type Usage struct {
 	Subscriptions int64 `json:"subscriptions"`
@@ -310,7 +302,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		StatusReason: row.StatusReason,
 		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames, row.AuthType},
 		EventTypes:   row.EventTypes,
-		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
+		Filters:      filtersOf(row),
 		Format:       row.Format,
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
