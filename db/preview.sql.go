@@ -10,18 +10,29 @@ import (
 	"time"
 )
 
+const boundScans = `-- name: BoundScans :exec
+SELECT set_config('statement_timeout', $1::text, true), set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
+`
+
+// BoundScans bounds the statements that follow in the transaction, in milliseconds, and has them read by index: each slice is
+// a few rows, which the planner does not know of a table that it has no statistics of.
+func (q *Queries) BoundScans(ctx context.Context, milliseconds string) error {
+	_, err := q.db.Exec(ctx, boundScans, milliseconds)
+	return err
+}
+
 const readFilters = `-- name: ReadFilters :one
 SELECT ARRAY(SELECT lower(given.value) FROM unnest($1::text[]) AS given (value))::text[] AS sending_domain,
   ARRAY(SELECT host(given.value::inet) FROM unnest($2::text[]) AS given (value))::text[] AS dedicated_ip,
   coalesce(mailhook.filter_of($3::jsonb)::text, '')::text AS filter,
-  (statement_timestamp() - interval '24 hours')::timestamptz AS since,
-  statement_timestamp()::timestamptz AS now
+  (statement_timestamp() - $4::interval)::timestamptz AS since
 `
 
 type ReadFiltersParams struct {
 	SendingDomain    []string
 	DedicatedIP      []string
 	FilterConditions []byte
+	Over             time.Duration
 }
 
 type ReadFiltersRow struct {
@@ -29,19 +40,22 @@ type ReadFiltersRow struct {
 	DedicatedIP   []string
 	Filter        string
 	Since         time.Time
-	Now           time.Time
 }
 
-// ReadFilters answers filters as subscriptions have them, and the last 24 hours.
+// ReadFilters answers filters as subscriptions have them, and the time that is @over back from now.
 func (q *Queries) ReadFilters(ctx context.Context, arg ReadFiltersParams) (ReadFiltersRow, error) {
-	row := q.db.QueryRow(ctx, readFilters, arg.SendingDomain, arg.DedicatedIP, arg.FilterConditions)
+	row := q.db.QueryRow(ctx, readFilters,
+		arg.SendingDomain,
+		arg.DedicatedIP,
+		arg.FilterConditions,
+		arg.Over,
+	)
 	var i ReadFiltersRow
 	err := row.Scan(
 		&i.SendingDomain,
 		&i.DedicatedIP,
 		&i.Filter,
 		&i.Since,
-		&i.Now,
 	)
 	return i, err
 }
@@ -114,14 +128,4 @@ func (q *Queries) ScanPreview(ctx context.Context, arg ScanPreviewParams) ([]Sca
 		return nil, err
 	}
 	return items, nil
-}
-
-const setLocalTimeout = `-- name: SetLocalTimeout :exec
-SELECT set_config('statement_timeout', $1::text, true)
-`
-
-// SetLocalTimeout bounds the statements that follow in the transaction; in milliseconds.
-func (q *Queries) SetLocalTimeout(ctx context.Context, milliseconds string) error {
-	_, err := q.db.Exec(ctx, setLocalTimeout, milliseconds)
-	return err
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
@@ -15,6 +16,7 @@ type CreateSubscriptionBody struct {
 	SubscriptionInput
 	AccountID string           `json:"account_id,omitempty" doc:"Required with an admin key."`
 	Status    optional[string] `json:"status,omitempty" enum:"active,paused" doc:"Default: active."`
+	Backfill  optional[string] `json:"backfill,omitempty" example:"7d" doc:"A replay of all that it would have got over this time before its creation: 1h and more, as far as events are kept."`
 	Secret    optional[string] `json:"secret,omitempty" writeOnly:"true" doc:"16 to 128 printable characters; what follows whsec_ must be base64. Default: a new one."`
 }
 
@@ -53,17 +55,74 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	sealed, found := s.apply(in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
 	found = append(checkText("account_id", *account, maxAccountIDBytes), found...)
 	secret, wrong := secretOf(in.Body.Secret)
-	if found = append(found, wrong...); len(found) > 0 {
+	found = append(found, wrong...)
+	var over time.Duration
+	if in.Body.Backfill.isValue() {
+		over, wrong = checkDuration("backfill", in.Body.Backfill.value, minBackfill, maxBackfill)
+		found = append(found, wrong...)
+	}
+	if len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
+	backfill, err := s.backfillOf(ctx, row, over)
+	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
+	out := &secretResponse{}
+	if row, err = s.insertSubscription(ctx, who, row, secret, sealed, backfill); err != nil {
+		return nil, err
+	}
+	out.Body = SubscriptionWithSecret{Subscription: subscriptionOf(row), Secret: secret}
+	if backfill != nil {
+		out.Body.Backfill = &backfill.replay
+	}
+	return out, nil
+}
+
+// Bounds of a backfill. How far back there are events is for the workers' --retain-events.
+const (
+	minBackfill = time.Hour
+	maxBackfill = 366 * 24 * time.Hour
+)
+
+// A backfill is the replay that a new subscription asks for.
+type backfill struct {
+	params db.CreateReplayParams
+	replay Replay // once it is stored
+}
+
+// backfillOf counts what a subscription would have got over a time before now; nil for none.
+func (s *server) backfillOf(ctx context.Context, row db.Subscription, over time.Duration) (*backfill, error) {
+	if over == 0 {
+		return nil, nil
+	}
+	seen, err := s.lookBack(ctx, row.AccountID, row, over)
+	if err != nil {
+		return nil, err
+	}
+	until, err := s.queries.GetReplayEnd(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the time: %w", err)
+	}
+	b := &backfill{params: db.CreateReplayParams{
+		SubscriptionID: row.ID, AccountID: row.AccountID, Since: until.Add(-over), Source: "all", RatePerSecond: defaultReplayRate,
+		State: "running", Matched: int64(seen.out.Matched), MatchedAtLeast: !seen.out.Complete,
+	}}
+	b.replay.Note, err = s.retentionNote(ctx, b.params)
+	return b, err
+}
+
+// store creates the replay: of what was dispatched before the subscription was there.
+func (b *backfill) store(ctx context.Context, q *db.Queries, who caller, row db.Subscription) (err error) {
+	note := b.replay.Note
+	b.params.Until = row.CreatedAt
+	b.replay, err = storeReplay(ctx, q, who, b.params)
+	b.replay.Note = note
+	return err
 }
 
 // insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
+func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials, back *backfill) (db.Subscription, error) {
 	err := s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
@@ -87,7 +146,10 @@ func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subs
 			return err
 		}
 		created := subscriptionOf(row)
-		return who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created)
+		if err := who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created); err != nil || back == nil {
+			return err
+		}
+		return back.store(ctx, q, who, row)
 	})
 	return row, err
 }

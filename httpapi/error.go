@@ -165,7 +165,7 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return notFound()
 	case ctx.Err() != nil: // the client has gone; nobody reads this
 		return fail(codeUnavailable, "the request was given up")
-	case errors.As(err, &pgErr) && pgErr.Code == "57014":
+	case isOverTime(err):
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
 	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
 		return fail(codeUnavailable, "another change got in the way of this one; try again")

@@ -66,23 +66,9 @@ func (s *server) preview(ctx context.Context, who caller, in *previewRequest) (*
 	if found = append(found, applyFilters(in.Body.Filters, &like)...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	filters, err := s.queries.ReadFilters(ctx, db.ReadFiltersParams{
-		SendingDomain: orEmpty(like.FilterSendingDomain), DedicatedIP: orEmpty(like.FilterDedicatedIp), FilterConditions: like.FilterConditions,
-	})
+	p, err := s.lookBack(ctx, *account, like, 24*time.Hour)
 	if err != nil {
-		return nil, fmt.Errorf("read filters: %w", err)
-	}
-	p := previewer{seconds: map[int64]int{}, out: Preview{Since: Timestamp(filters.Since), Samples: []Event{}}}
-	err = s.inTx(ctx, func(q *db.Queries) error {
-		return p.scan(ctx, q, db.ScanPreviewParams{
-			AccountID: *account, EventTypes: like.EventTypes, FilterSendingDomain: filters.SendingDomain, FilterSendingNode: orEmpty(like.FilterSendingNode),
-			FilterBridge: orEmpty(like.FilterBridge), FilterDedicatedIp: filters.DedicatedIP, Filter: filters.Filter,
-			Since: filters.Since, BeforeAt: farFuture(), BeforeID: math.MaxInt64, MaxRows: previewSlice,
-		})
-	})
-	var pgErr *pgconn.PgError
-	if err != nil && (!errors.As(err, &pgErr) || pgErr.Code != "57014") { // else its time is over, and what was found is told
-		return nil, fmt.Errorf("preview: %w", err)
+		return nil, err
 	}
 	rows, err := s.queries.ListEventsByKey(ctx, p.keys)
 	if err != nil {
@@ -92,6 +78,34 @@ func (s *server) preview(ctx context.Context, who caller, in *previewRequest) (*
 		p.out.Samples = append(p.out.Samples, s.eventOf(row))
 	}
 	return &previewResponse{p.out}, nil
+}
+
+// lookBack counts what a subscription like this one would have got over a time that ends now. It is bounded.
+func (s *server) lookBack(ctx context.Context, account string, like db.Subscription, over time.Duration) (*previewer, error) {
+	filters, err := s.queries.ReadFilters(ctx, db.ReadFiltersParams{
+		SendingDomain: orEmpty(like.FilterSendingDomain), DedicatedIP: orEmpty(like.FilterDedicatedIp), FilterConditions: like.FilterConditions, Over: over,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read filters: %w", err)
+	}
+	p := &previewer{seconds: map[int64]int{}, out: Preview{Since: Timestamp(filters.Since), Samples: []Event{}}}
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		return p.scan(ctx, q, db.ScanPreviewParams{
+			AccountID: account, EventTypes: like.EventTypes, FilterSendingDomain: filters.SendingDomain, FilterSendingNode: orEmpty(like.FilterSendingNode),
+			FilterBridge: orEmpty(like.FilterBridge), FilterDedicatedIp: filters.DedicatedIP, Filter: filters.Filter,
+			Since: filters.Since, BeforeAt: farFuture(), BeforeID: math.MaxInt64, MaxRows: previewSlice,
+		})
+	})
+	if err != nil && !isOverTime(err) { // else what was found until then is told
+		return nil, fmt.Errorf("look back: %w", err)
+	}
+	return p, nil
+}
+
+// isOverTime says whether the database ended a statement for its time.
+func isOverTime(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "57014"
 }
 
 // A previewer counts what was looked at.
@@ -104,7 +118,7 @@ type previewer struct {
 // scan looks at slices until nothing is left, or the bound or the time is over.
 func (p *previewer) scan(ctx context.Context, q *db.Queries, params db.ScanPreviewParams) error {
 	p.keys = db.ListEventsByKeyParams{InsertedAts: []time.Time{}, IDs: []int64{}}
-	if err := q.SetLocalTimeout(ctx, fmt.Sprint(previewTime.Milliseconds())); err != nil {
+	if err := q.BoundScans(ctx, fmt.Sprint(previewTime.Milliseconds())); err != nil {
 		return err
 	}
 	for started := time.Now(); p.out.Scanned < previewScan && time.Since(started) < previewTime; {

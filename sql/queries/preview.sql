@@ -1,14 +1,14 @@
--- ReadFilters answers filters as subscriptions have them, and the last 24 hours.
+-- ReadFilters answers filters as subscriptions have them, and the time that is @over back from now.
 -- name: ReadFilters :one
 SELECT ARRAY(SELECT lower(given.value) FROM unnest(@sending_domain::text[]) AS given (value))::text[] AS sending_domain,
   ARRAY(SELECT host(given.value::inet) FROM unnest(@dedicated_ip::text[]) AS given (value))::text[] AS dedicated_ip,
   coalesce(mailhook.filter_of(@filter_conditions::jsonb)::text, '')::text AS filter,
-  (statement_timestamp() - interval '24 hours')::timestamptz AS since,
-  statement_timestamp()::timestamptz AS now;
+  (statement_timestamp() - @over::interval)::timestamptz AS since;
 
--- SetLocalTimeout bounds the statements that follow in the transaction; in milliseconds.
--- name: SetLocalTimeout :exec
-SELECT set_config('statement_timeout', @milliseconds::text, true);
+-- BoundScans bounds the statements that follow in the transaction, in milliseconds, and has them read by index: each slice is
+-- a few rows, which the planner does not know of a table that it has no statistics of.
+-- name: BoundScans :exec
+SELECT set_config('statement_timeout', @milliseconds::text, true), set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true);
 
 -- ScanPreview answers the newest @max_rows events of an account from @since on and before the key given, and which of them a
 -- subscription to these types with these filters would get.
