@@ -106,6 +106,34 @@ func (q *Queries) ExplainMatch(ctx context.Context, arg ExplainMatchParams) (Exp
 	return i, err
 }
 
+const getHealth = `-- name: GetHealth :one
+SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcome
+FROM mailhook.subscription_health AS h
+WHERE h.subscription_id = $1
+`
+
+type GetHealthRow struct {
+	OpenedAt      *time.Time
+	OpenUntil     *time.Time
+	WaitUntil     *time.Time
+	FirstFailedAt *time.Time
+	LastOutcome   *string
+}
+
+// GetHealth answers what holds a subscription up; no row where nothing does.
+func (q *Queries) GetHealth(ctx context.Context, subscriptionID uuid.UUID) (GetHealthRow, error) {
+	row := q.db.QueryRow(ctx, getHealth, subscriptionID)
+	var i GetHealthRow
+	err := row.Scan(
+		&i.OpenedAt,
+		&i.OpenUntil,
+		&i.WaitUntil,
+		&i.FirstFailedAt,
+		&i.LastOutcome,
+	)
+	return i, err
+}
+
 const getSubscriptionOfHistory = `-- name: GetSubscriptionOfHistory :one
 SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
@@ -159,6 +187,56 @@ func (q *Queries) GetSubscriptionOfHistory(ctx context.Context, arg GetSubscript
 		&i.DeletedAt,
 	)
 	return i, err
+}
+
+const listSameURL = `-- name: ListSameURL :many
+SELECT s.id, s.name
+FROM mailhook.subscriptions AS s
+WHERE s.account_id = $1
+  AND s.url = $2
+  AND s.id <> $3
+  AND s.deleted_at IS NULL
+  AND s.status <> 'inactive'
+ORDER BY s.id
+LIMIT $4
+`
+
+type ListSameURLParams struct {
+	AccountID string
+	URL       string
+	ID        uuid.UUID
+	MaxRows   int32
+}
+
+type ListSameURLRow struct {
+	ID   uuid.UUID
+	Name string
+}
+
+// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+func (q *Queries) ListSameURL(ctx context.Context, arg ListSameURLParams) ([]ListSameURLRow, error) {
+	rows, err := q.db.Query(ctx, listSameURL,
+		arg.AccountID,
+		arg.URL,
+		arg.ID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListSameURLRow{}
+	for rows.Next() {
+		var i ListSameURLRow
+		if err := rows.Scan(&i.ID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const refineEvent = `-- name: RefineEvent :one

@@ -138,6 +138,7 @@ func TestOpenAPI(t *testing.T) {
 		"GET /v1/events/{id}/explain", "GET /v1/quarantine", "GET /v1/replays", "GET /v1/replays/{id}", "GET /v1/subscriptions", "GET /v1/subscriptions/{id}",
 		"PATCH /v1/subscriptions/{id}",
 		"POST /v1/deliveries/{id}/retry", "POST /v1/quarantine/{id}/release", "POST /v1/recipients/erase", "POST /v1/subscriptions", "POST /v1/subscriptions/preview", "POST /v1/subscriptions/{id}/deactivate",
+		"POST /v1/subscriptions/{id}/explain",
 		"POST /v1/subscriptions/{id}/pause", "POST /v1/subscriptions/{id}/replay", "POST /v1/subscriptions/{id}/resume",
 		"POST /v1/subscriptions/{id}/rotate-secret", "POST /v1/subscriptions/{id}/test", "PUT /v1/accounts/{id}",
 	}

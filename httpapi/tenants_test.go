@@ -52,6 +52,7 @@ func bodies() map[string]any {
 		"patch-subscription":   object{"name": "x"},
 		"create-replay":        object{"since": "2024-01-01T00:00:00Z"},
 		"put-account":          object{"limit": 1},
+		"explain-subscription": object{"event_type": "email.sent"},
 		"preview-subscription": object{"event_types": []string{"email"}},
 		"erase-recipient":      object{"recipient": "nobody@example.com"},
 	}

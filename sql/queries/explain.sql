@@ -46,3 +46,21 @@ SELECT s.*
 FROM mailhook.subscriptions AS s
 WHERE s.id = @id
   AND (sqlc.narg('account_id')::text IS NULL OR s.account_id = sqlc.narg('account_id')::text);
+
+-- GetHealth answers what holds a subscription up; no row where nothing does.
+-- name: GetHealth :one
+SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcome
+FROM mailhook.subscription_health AS h
+WHERE h.subscription_id = @subscription_id;
+
+-- ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+-- name: ListSameURL :many
+SELECT s.id, s.name
+FROM mailhook.subscriptions AS s
+WHERE s.account_id = @account_id
+  AND s.url = @url
+  AND s.id <> @id
+  AND s.deleted_at IS NULL
+  AND s.status <> 'inactive'
+ORDER BY s.id
+LIMIT @max_rows;
