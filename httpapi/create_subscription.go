@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // CreateSubscriptionBody is a new subscription.
@@ -38,6 +39,9 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	if account == nil {
 		return nil, invalid(FieldError{"account_id", "required", "is required with an admin key"})
 	}
+	if found := checkText("account_id", *account, maxAccountIDBytes); len(found) > 0 {
+		return nil, invalid(found...)
+	}
 	row := defaultSubscription()
 	row.ID, err = uuid.NewV7()
 	if err != nil {
@@ -48,33 +52,42 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		reason := who.reason()
 		row.StatusReason = &reason
 	}
-	settings, err := s.queries.GetAccount(ctx, *account)
-	if err != nil {
-		return nil, fmt.Errorf("read account: %w", err)
-	}
-	sealed, found := s.apply(in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
-	found = append(checkText("account_id", *account, maxAccountIDBytes), found...)
 	secret, wrong := secretOf(in.Body.Secret)
-	found = append(found, wrong...)
-	var over time.Duration
-	if in.Body.Backfill.isValue() {
-		over, wrong = checkDuration("backfill", in.Body.Backfill.value, minBackfill, maxBackfill)
-		found = append(found, wrong...)
-	}
-	if len(found) > 0 {
-		return nil, invalid(found...)
-	}
-	backfill, err := s.backfillOf(ctx, row, over)
+	back, faults, err := s.backfillOf(ctx, in.Body, row)
 	if err != nil {
 		return nil, err
 	}
-	out := &secretResponse{}
-	if row, err = s.insertSubscription(ctx, who, row, secret, sealed, backfill); err != nil {
+	wrong = append(wrong, faults...)
+	var answer Subscription
+	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockAccount(ctx, row.AccountID); err != nil {
+			return fmt.Errorf("lock account: %w", err)
+		}
+		settings, err := q.GetAccount(ctx, row.AccountID)
+		if err != nil {
+			return fmt.Errorf("read account: %w", err)
+		}
+		sealed, found, err := s.applyWords(ctx, q, in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
+		if err != nil {
+			return err
+		}
+		if found = append(found, wrong...); len(found) > 0 {
+			return invalid(found...)
+		}
+		if err := s.usageOf(settings).checkRoom(); err != nil {
+			return err
+		}
+		if answer, err = s.insertSubscription(ctx, q, who, row, secret, sealed); err != nil || back == nil {
+			return err
+		}
+		return back.store(ctx, q, who, time.Time(answer.CreatedAt))
+	})
+	if err != nil {
 		return nil, err
 	}
-	out.Body = SubscriptionWithSecret{Subscription: subscriptionOf(row), Secret: secret}
-	if backfill != nil {
-		out.Body.Backfill = &backfill.replay
+	out := &secretResponse{SubscriptionWithSecret{Subscription: answer, Secret: secret}}
+	if back != nil {
+		out.Body.Backfill = &back.replay
 	}
 	return out, nil
 }
@@ -91,67 +104,76 @@ type backfill struct {
 	replay Replay // once it is stored
 }
 
-// backfillOf counts what a subscription would have got over a time before now; nil for none.
-func (s *server) backfillOf(ctx context.Context, row db.Subscription, over time.Duration) (*backfill, error) {
-	if over == 0 {
-		return nil, nil
+// backfillOf counts what a subscription would have got over a time before now; nil where none is asked for, or where the input
+// is refused anyway. It counts before the transaction that stores: that holds the account.
+func (s *server) backfillOf(ctx context.Context, in CreateSubscriptionBody, row db.Subscription) (*backfill, []FieldError, error) {
+	if !in.Backfill.isValue() {
+		return nil, nil, nil
+	}
+	over, found := checkDuration("backfill", in.Backfill.value, minBackfill, maxBackfill)
+	if len(found) > 0 {
+		return nil, found, nil
+	}
+	if _, found, err := s.applyWords(ctx, s.queries, in.SubscriptionInput, &row, true); err != nil || len(found) > 0 {
+		return nil, nil, err
 	}
 	seen, err := s.lookBack(ctx, row.AccountID, row, over)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	until, err := s.queries.GetReplayEnd(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("read the time: %w", err)
+		return nil, nil, fmt.Errorf("read the time: %w", err)
 	}
 	b := &backfill{params: db.CreateReplayParams{
 		SubscriptionID: row.ID, AccountID: row.AccountID, Since: until.Add(-over), Source: "all", RatePerSecond: defaultReplayRate,
 		State: "running", Matched: int64(seen.out.Matched), MatchedAtLeast: !seen.out.Complete,
 	}}
 	b.replay.Note, err = s.retentionNote(ctx, b.params)
-	return b, err
+	return b, nil, err
 }
 
 // store creates the replay: of what was dispatched before the subscription was there.
-func (b *backfill) store(ctx context.Context, q *db.Queries, who caller, row db.Subscription) (err error) {
+func (b *backfill) store(ctx context.Context, q *db.Queries, who caller, created time.Time) (err error) {
 	note := b.replay.Note
-	b.params.Until = row.CreatedAt
+	b.params.Until = created
 	b.replay, err = storeReplay(ctx, q, who, b.params)
 	b.replay.Note = note
 	return err
 }
 
-// insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials, back *backfill) (db.Subscription, error) {
-	err := s.inTx(ctx, func(q *db.Queries) error {
-		if err := q.LockAccount(ctx, row.AccountID); err != nil {
-			return fmt.Errorf("lock account: %w", err)
-		}
-		usage, err := s.usage(ctx, q, row.AccountID)
-		if err != nil {
-			return err
-		}
-		if usage.Subscriptions >= usage.Limit {
-			return fail(codeLimitReached, fmt.Sprintf("the account has %d of %d subscriptions", usage.Subscriptions, usage.Limit))
-		}
-		stored, err := q.CreateSubscription(ctx, createParams(row))
-		if err != nil {
-			return fmt.Errorf("store subscription: %w", err)
-		}
-		row = stored
-		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
-			return err
-		}
-		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
-			return err
-		}
-		created := subscriptionOf(row)
-		if err := who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created); err != nil || back == nil {
-			return err
-		}
-		return back.store(ctx, q, who, row)
-	})
-	return row, err
+// checkRoom refuses one subscription more than the plan of the account has.
+func (u Usage) checkRoom() error {
+	switch {
+	case u.Subscriptions < u.Limit:
+		return nil
+	case u.Limit == 0:
+		return fail(codeLimitReached, "the plan has no webhooks: ask for one that has")
+	}
+	return fail(codeLimitReached, fmt.Sprintf("%d of %d subscriptions are in use: delete one, or ask for a larger plan", u.Subscriptions, u.Limit))
+}
+
+// insertSubscription stores a subscription, its secret and its credentials, in the transaction of q.
+func (s *server) insertSubscription(ctx context.Context, q *db.Queries, who caller, row db.Subscription, secret string, sealed credentials) (answer Subscription, err error) {
+	// Whatever its format is: that may change, and then the secret cannot be read any more.
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return answer, fmt.Errorf("derive public key: %w", err)
+	}
+	row.PublicKey = &public
+	if row, err = q.CreateSubscription(ctx, createParams(row)); err != nil {
+		return answer, fmt.Errorf("store subscription: %w", err)
+	}
+	if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
+		return answer, err
+	}
+	if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+		return answer, err
+	}
+	if answer, err = withSecrets(ctx, q, row); err != nil {
+		return answer, err
+	}
+	return answer, who.audit(ctx, q, "subscription.create", row.AccountID, answer.ID, nil, subscriptionOf(row))
 }
 
 func createParams(row db.Subscription) db.CreateSubscriptionParams {

@@ -67,7 +67,7 @@ func (s *server) summaryAhead(ctx context.Context, event db.Event, to db.Subscri
 	if err != nil {
 		return "", fmt.Errorf("read account: %w", err)
 	}
-	reason := ""
+	var reason string
 	switch {
 	case to.Status != "active":
 		reason = to.Status

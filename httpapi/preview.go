@@ -40,6 +40,7 @@ type previewRequest struct {
 		AccountID  string                 `json:"account_id,omitempty" doc:"Required with an admin key."`
 		EventTypes optional[[]string]     `json:"event_types" maxItems:"50" doc:"As in a subscription."`
 		Filters    optional[filtersInput] `json:"filters,omitempty" doc:"As in a subscription."`
+		Format     optional[webFormat]    `json:"format,omitempty" doc:"As in a subscription: its words for event types are taken, too."`
 	} `nameHint:"PreviewBody"`
 }
 
@@ -62,7 +63,14 @@ func (s *server) preview(ctx context.Context, who caller, in *previewRequest) (*
 		return nil, invalid(FieldError{"account_id", "required", "is required with an admin key"})
 	}
 	like := defaultSubscription()
-	found := applyEventTypes(in.Body.EventTypes, &like)
+	var wrong []FieldError
+	if in.Body.EventTypes.isValue() {
+		format := string(in.Body.Format.pick(webFormat(like.Format), webFormat(like.Format)))
+		if in.Body.EventTypes.value, wrong, err = s.eventTypesOf(ctx, s.queries, "event_types", in.Body.EventTypes.value, format, nil); err != nil {
+			return nil, err
+		}
+	}
+	found := append(applyEventTypes(in.Body.EventTypes, &like), wrong...)
 	if found = append(found, applyFilters(in.Body.Filters, &like)...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
