@@ -109,8 +109,10 @@ type Subscription struct {
 	Ordering string
 	// What a channel is told with each message and anybody may read: the sound of pushover, and so on.
 	ChannelSettings []byte
-	// Filters beside the four columns: an array of conditions, all of which must hold.
+	// Filters beside the four columns: an array of conditions, all of which must hold. Each has a field (campaign_id, list_id, tag, recipient_domain or message_class) or, for any other of data, a path (an array of names); and any or prefix, an array of texts.
 	FilterConditions []byte
+	// filter_conditions as dispatch runs them, about mailhook.fields_of; NULL for none.
+	Filter *string
 	// By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.
 	PublicKey *string
 	CreatedAt time.Time

@@ -145,6 +145,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	api := humago.New(mux, s.humaConfig())
 	api.UseMiddleware(s.authenticate)
 	s.addSubscriptions(api)
+	s.addPreview(api)
 	s.addTestSend(api)
 	s.addReplays(api)
 	s.addErasures(api)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -20,7 +19,6 @@ const (
 	minRetryDelay     = time.Second
 	maxRetryDelay     = 24 * time.Hour
 	maxRetries        = 50
-	maxFilterBytes    = 1000
 	maxNameBytes      = 800 // 200 characters
 	maxAccountIDBytes = 1000
 )
@@ -52,13 +50,6 @@ func (formatName) Schema(huma.Registry) *huma.Schema {
 	}
 	schema.PrecomputeMessages()
 	return schema
-}
-
-type filtersInput struct {
-	SendingDomain optional[[]string] `json:"sending_domain,omitempty" maxItems:"200"`
-	SendingNode   optional[[]string] `json:"sending_node,omitempty" maxItems:"200"`
-	Bridge        optional[[]string] `json:"bridge,omitempty" maxItems:"200"`
-	DedicatedIP   optional[[]string] `json:"dedicated_ip,omitempty" maxItems:"200" doc:"IP addresses; they compare by value."`
 }
 
 // A RetrySchedule is the name of a preset or, where that is empty, a list of delays.
@@ -163,63 +154,6 @@ func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldE
 		return []FieldError{{"event_types", "required", "is required"}}
 	}
 	return found
-}
-
-func applyFilters(in optional[filtersInput], to *db.Subscription) (found []FieldError) {
-	none := optional[[]string]{set: true, null: true}
-	filters := in.value
-	if in.null {
-		filters = filtersInput{none, none, none, none}
-	}
-	for _, f := range []struct {
-		name string
-		in   optional[[]string]
-		to   *[]string
-		each func(string) (string, string)
-	}{
-		{"sending_domain", filters.SendingDomain, &to.FilterSendingDomain, asIs}, // the database lowers the case
-		{"sending_node", filters.SendingNode, &to.FilterSendingNode, asIs},
-		{"bridge", filters.Bridge, &to.FilterBridge, asIs},
-		{"dedicated_ip", filters.DedicatedIP, &to.FilterDedicatedIp, address},
-	} {
-		if f.in.set {
-			*f.to = []string{}
-			found = append(found, applyFilter("filters."+f.name, f.in.value, f.to, f.each)...)
-		}
-	}
-	return found
-}
-
-func applyFilter(field string, values []string, to *[]string, each func(string) (text, fault string)) (found []FieldError) {
-	for i, value := range values {
-		at := fmt.Sprintf("%s[%d]", field, i)
-		if value == "" {
-			found = append(found, FieldError{at, "too_short", "must not be empty"})
-			continue
-		}
-		found = append(found, checkText(at, value, maxFilterBytes)...)
-		text, fault := each(value)
-		if fault != "" {
-			found = append(found, FieldError{at, "invalid_address", fault})
-		}
-		*to = append(*to, text)
-	}
-	*to = unique(*to)
-	return found
-}
-
-func asIs(value string) (string, string) { return value, "" }
-
-// address takes an address, or the prefix of a single one; the database writes it as host() does.
-func address(value string) (text, fault string) {
-	if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
-		return prefix.Addr().String(), ""
-	}
-	addr, err := netip.ParseAddr(value)
-	if err != nil || addr.Zone() != "" {
-		return "", "must be an IPv4 or IPv6 address"
-	}
-	return addr.String(), ""
 }
 
 func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []FieldError {

@@ -37,14 +37,6 @@ type Subscription struct {
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
 }
 
-// Filters narrow the events of a subscription down; an empty list is no filter.
-type Filters struct {
-	SendingDomain []string `json:"sending_domain" nullable:"false"`
-	SendingNode   []string `json:"sending_node" nullable:"false"`
-	Bridge        []string `json:"bridge" nullable:"false"`
-	DedicatedIP   []string `json:"dedicated_ip" nullable:"false"`
-}
-
 // Usage is how many subscriptions an account has and may have.
 type Usage struct {
 	Subscriptions int64 `json:"subscriptions"`
@@ -315,7 +307,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		StatusReason: row.StatusReason,
 		Channel:      channelOf(row),
 		EventTypes:   row.EventTypes,
-		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
+		Filters:      filtersOf(row),
 		Format:       row.Format,
 		PublicKey:    publicKeyOf(row),
 		RetrySchedule: RetrySchedule{

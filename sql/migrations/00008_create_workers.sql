@@ -65,6 +65,7 @@ CREATE TABLE mailhook.replays (
   rate_per_second   double precision NOT NULL,
   state             text NOT NULL DEFAULT 'running',
   matched           bigint NOT NULL,
+  matched_at_least  boolean NOT NULL DEFAULT false,
   done              bigint NOT NULL DEFAULT 0,
   after_inserted_at timestamptz NOT NULL DEFAULT '-infinity',
   after_id          bigint NOT NULL DEFAULT 0,
@@ -76,12 +77,16 @@ CREATE TABLE mailhook.replays (
   CONSTRAINT replays_rate_per_second_check CHECK (rate_per_second > 0)
 );
 CREATE INDEX replays_id_idx ON mailhook.replays (id) WHERE state = 'running';
+-- For lists.
+CREATE INDEX replays_account_id_id_idx ON mailhook.replays (account_id, id);
 CREATE INDEX replays_advanced_at_idx ON mailhook.replays (advanced_at) WHERE state <> 'running';
 COMMENT ON TABLE mailhook.replays IS 'Events to deliver once more to one subscription, at a bounded rate. Ended ones go with the attempts of their time.';
 COMMENT ON COLUMN mailhook.replays.since IS 'Dispatch times, from here on.';
 COMMENT ON COLUMN mailhook.replays.until IS 'Dispatch times, before this one.';
 COMMENT ON COLUMN mailhook.replays.event_types IS 'Nodes of the type hierarchy; NULL is whatever the subscription names.';
 COMMENT ON COLUMN mailhook.replays.source IS 'exhausted: its dead letters. all: every event that its filters match today.';
+COMMENT ON COLUMN mailhook.replays.matched IS 'How many there were when it was made.';
+COMMENT ON COLUMN mailhook.replays.matched_at_least IS 'There may have been more: counting stops at a bound.';
 COMMENT ON COLUMN mailhook.replays.after_inserted_at IS 'With after_id: the event it has come to.';
 COMMENT ON COLUMN mailhook.replays.advanced_at IS 'When the last rows were released; the rate is counted from here.';
 
