@@ -103,7 +103,7 @@ func TestPlans(t *testing.T) {
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
 			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
-				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, Limits: inFlight,
+				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +137,7 @@ func TestPlans(t *testing.T) {
 			now := time.Now()
 			for _, since := range []*time.Time{&now, nil} {
 				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
-					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, Limits: inFlight,
+					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 				}); err != nil {
 					t.Fatal(err)
 				}

@@ -120,10 +120,8 @@ func (w *Worker) turn(ctx context.Context, d *delivery) (*subscription, time.Dur
 	if s == nil {
 		return nil, time.Second
 	}
-	if wait := s.reserve(); wait > time.Second {
+	if wait := s.pace.wait(ctx, d.event.urgent); wait > 0 {
 		return nil, wait
-	} else if wait > 0 && !pause(ctx, wait) {
-		return nil, 0
 	}
 	// Read again after the wait: a pause or delete in between counts.
 	if s = w.cache.get(d.subscriptionID); s == nil || !s.mayStart || ctx.Err() != nil || !w.state.sending() || w.state.alive(time.Now()) != nil {
