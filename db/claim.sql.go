@@ -16,7 +16,7 @@ const anyDue = `-- name: AnyDue :one
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
   WHERE d.lease_id IS NULL
-    AND (NOT $1::boolean OR mailhook.is_urgent(d.event_type))
+    AND (NOT $1::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > coalesce($2::timestamptz, '-infinity')
     AND d.next_attempt_at <= statement_timestamp()
 )::boolean AS any_due,
@@ -48,7 +48,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > $5::uuid
-      AND (NOT $4::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
@@ -58,7 +58,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
-      AND (NOT $4::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ), w.step + 1
@@ -70,7 +70,7 @@ recent AS MATERIALIZED (
   FROM mailhook.deliveries AS d
   WHERE $1::timestamptz IS NOT NULL
     AND d.lease_id IS NULL
-    AND (NOT $4::boolean OR mailhook.is_urgent(d.event_type))
+    AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > $1::timestamptz
     AND d.next_attempt_at <= statement_timestamp()
   ORDER BY d.next_attempt_at
@@ -105,8 +105,8 @@ measured AS MATERIALIZED (
         s.id, crew.workers, $6::uuid),
       mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
         - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-      ($8::jsonb ->> s.id::text)::int,
       CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    ($8::jsonb ->> s.id::text)::int AS slow_limit,
     coalesce(($9::jsonb ->> s.id::text)::int, 0) AS ordinary,
     coalesce(($10::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
@@ -129,9 +129,11 @@ measured AS MATERIALIZED (
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
 ),
 open AS MATERIALIZED (
-  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.opened_at, m.release_before, m.width, m.ordinary, m.urgent,
-    least($11::int, m.width - m.ordinary
-      - CASE WHEN $4::boolean THEN m.urgent ELSE greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)) END) AS room
+  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.opened_at, m.release_before, m.width, m.slow_limit, m.ordinary, m.urgent,
+    least($11::int, CASE WHEN $4::boolean
+      THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END) AS room
   FROM measured AS m
 ),
 gated AS MATERIALIZED (
@@ -153,7 +155,7 @@ gated AS MATERIALIZED (
     AND (SELECT d.id
       FROM mailhook.deliveries AS d
       WHERE d.lease_id IS NULL
-        AND (NOT $4::boolean OR mailhook.is_urgent(d.event_type))
+        AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
         AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
       ORDER BY d.subscription_id, d.next_attempt_at
@@ -184,7 +186,7 @@ locked AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
-      AND (NOT $4::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
       -- other subscriptions.
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
@@ -273,6 +275,7 @@ FROM (
         FROM mailhook.deliveries AS d
         WHERE d.lease_id IS NULL
           AND mailhook.is_urgent(d.event_type)
+          AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'
           AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
           AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
         ORDER BY d.subscription_id, d.next_attempt_at
@@ -351,12 +354,12 @@ type ClaimRow struct {
 // probes and releases to the next walk.
 //
 // With @is_urgent it sees the urgent deliveries alone, and may take what is kept for them; crowded are subscriptions of theirs that have no
-// room at all. The planner knows the value, and takes the indexes of the urgent ones.
+// room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
 //
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // As in dispatch.
-// No other statement leases beside a claim of the urgent lane, so it has all that is left.
+// No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 // and of a rate limit, and what came later, which so does not wait for it.

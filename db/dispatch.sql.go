@@ -236,18 +236,18 @@ measured AS MATERIALIZED (
     least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      ($7::jsonb ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    ($7::jsonb ->> r.subscription_id::text)::int AS slow_limit,
     coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
     coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
 roomy AS MATERIALIZED (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.cap, m.may_start, m.nth, m.width, m.ordinary, m.urgent,
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.cap, m.may_start, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
     m.may_start AND m.nth <= CASE WHEN $10::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
-      ELSE m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types))
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END AS has_room
   FROM measured AS m
 ),
@@ -259,7 +259,7 @@ inserted AS (
     CASE WHEN f.leased THEN $5::uuid END,
     CASE WHEN f.leased THEN $12::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.cap, y.may_start, y.nth, y.width, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $13::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.cap, y.may_start, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $13::int AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
@@ -349,8 +349,9 @@ type DispatchRow struct {
 // gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 // hash the whole table. What mailhook tells about a subscription is not for that subscription.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// The worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate limit.
-// Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone.
+// The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
+// Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+// it has of slow endpoints, too.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,

@@ -59,7 +59,7 @@ type claimed struct {
 
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
-	lanes := claimLanes{urgent: &claimer{w: w, requests: requests, urgent: true}, ordinary: &claimer{w: w, requests: requests}}
+	lanes := newClaimLanes(w, requests)
 	var last claimed
 	rest := claimPause
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
@@ -100,6 +100,10 @@ const fairTurn = 4
 type claimLanes struct {
 	urgent, ordinary *claimer
 	turn             int
+}
+
+func newClaimLanes(w *Worker, requests context.Context) *claimLanes {
+	return &claimLanes{urgent: &claimer{w: w, requests: requests, urgent: true}, ordinary: &claimer{w: w, requests: requests}}
 }
 
 // once takes a batch of each lane, of the urgent one first. In each fourth turn the ordinary one is first, and gives way to

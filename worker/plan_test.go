@@ -147,6 +147,18 @@ func TestPlans(t *testing.T) {
 					t.Errorf("a walk reads by time what is due of one subscription:\n%s", e.plan)
 				}
 			}
+			for _, since := range []*time.Time{&now, nil} {
+				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
+					IsUrgent: true, Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
+				}); err != nil {
+					t.Fatal(err)
+				}
+				forbid(t, "urgent claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
+				probes(t, "urgent claim", e.plan)
+				if strings.Contains(e.plan, "deliveries_next_attempt_at_idx") || strings.Contains(e.plan, "deliveries_subscription_id_next_attempt_at_idx") {
+					t.Errorf("an urgent claim reads past ordinary deliveries:\n%s", e.plan)
+				}
+			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
 				t.Errorf("the claim sorts deliveries:\n%s", e.plan)
 			}

@@ -33,8 +33,13 @@ type seenID struct {
 	at time.Time
 }
 
+func newUrgentLane(w *Worker, requests context.Context) *urgentLane {
+	return &urgentLane{d: &dispatcher{w: w, requests: requests, urgent: true, limit: urgentBatch, fanOut: -1}}
+}
+
+// dispatchUrgent looks for urgent rows for as long as the ordinary dispatch has something to do.
 func (w *Worker) dispatchUrgent(ctx, requests context.Context) {
-	l := &urgentLane{d: &dispatcher{w: w, requests: requests, urgent: true, fanOut: -1}}
+	l := newUrgentLane(w, requests)
 	for ctx.Err() == nil {
 		select {
 		case <-w.busy:
@@ -66,7 +71,7 @@ func (l *urgentLane) look(ctx context.Context) (bool, error) {
 		}
 		return true, nil
 	}
-	ids, err := l.await(ctx, min(urgentBatch, l.d.rows(room.urgent)))
+	ids, err := l.await(ctx, l.d.rows(room.urgent))
 	if err != nil || len(ids) == 0 {
 		return false, err
 	}
@@ -108,6 +113,7 @@ func (l *urgentLane) take(ctx context.Context, ids []int64, room room) error {
 		l.seen = append(l.seen, seenID{id, now})
 	}
 	l.d.w.early.add(gone)
+	l.d.w.metrics.eventsUrgent.Add(float64(len(gone)))
 	return nil
 }
 

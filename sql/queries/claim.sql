@@ -11,7 +11,7 @@
 -- probes and releases to the next walk.
 --
 -- With @is_urgent it sees the urgent deliveries alone, and may take what is kept for them; crowded are subscriptions of theirs that have no
--- room at all. The planner knows the value, and takes the indexes of the urgent ones.
+-- room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
 --
 -- The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 -- name: Claim :many
@@ -20,7 +20,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > @after_subscription_id::uuid
-      AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
@@ -30,7 +30,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
-      AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ), w.step + 1
@@ -42,7 +42,7 @@ recent AS MATERIALIZED (
   FROM mailhook.deliveries AS d
   WHERE sqlc.narg('since')::timestamptz IS NOT NULL
     AND d.lease_id IS NULL
-    AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+    AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > sqlc.narg('since')::timestamptz
     AND d.next_attempt_at <= statement_timestamp()
   ORDER BY d.next_attempt_at
@@ -79,8 +79,8 @@ measured AS MATERIALIZED (
         s.id, crew.workers, @worker_id::uuid),
       mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
         - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-      (@limits::jsonb ->> s.id::text)::int,
       CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    (@limits::jsonb ->> s.id::text)::int AS slow_limit,
     coalesce((@in_flight::jsonb ->> s.id::text)::int, 0) AS ordinary,
     coalesce((@urgent_in_flight::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
@@ -102,11 +102,13 @@ measured AS MATERIALIZED (
     AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
 ),
--- No other statement leases beside a claim of the urgent lane, so it has all that is left.
+-- No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 open AS MATERIALIZED (
   SELECT m.*,
-    least(@max_of_each::int, m.width - m.ordinary
-      - CASE WHEN @is_urgent::boolean THEN m.urgent ELSE greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)) END) AS room
+    least(@max_of_each::int, CASE WHEN @is_urgent::boolean
+      THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END) AS room
   FROM measured AS m
 ),
 -- The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
@@ -129,7 +131,7 @@ gated AS MATERIALIZED (
     AND (SELECT d.id
       FROM mailhook.deliveries AS d
       WHERE d.lease_id IS NULL
-        AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+        AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
         AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
       ORDER BY d.subscription_id, d.next_attempt_at
@@ -162,7 +164,7 @@ locked AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
-      AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+      AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
       -- other subscriptions.
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
@@ -254,6 +256,7 @@ FROM (
         FROM mailhook.deliveries AS d
         WHERE d.lease_id IS NULL
           AND mailhook.is_urgent(d.event_type)
+          AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'
           AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
           AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
         ORDER BY d.subscription_id, d.next_attempt_at
@@ -282,7 +285,7 @@ LEFT JOIN LATERAL (
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
   WHERE d.lease_id IS NULL
-    AND (NOT @is_urgent::boolean OR mailhook.is_urgent(d.event_type))
+    AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > coalesce(sqlc.narg('since')::timestamptz, '-infinity')
     AND d.next_attempt_at <= statement_timestamp()
 )::boolean AS any_due,

@@ -222,25 +222,26 @@ elsewhere AS MATERIALIZED (
     GROUP BY l.subscription_id
   ) AS x
 ),
--- The worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate limit.
+-- The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
 measured AS MATERIALIZED (
   SELECT r.*,
     least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      (@limits::jsonb ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    (@limits::jsonb ->> r.subscription_id::text)::int AS slow_limit,
     coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
     coalesce((@urgent_in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
--- Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone.
+-- Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+-- it has of slow endpoints, too.
 roomy AS MATERIALIZED (
   SELECT m.*,
     m.may_start AND m.nth <= CASE WHEN @is_urgent::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
-      ELSE m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types))
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END AS has_room
   FROM measured AS m
 ),
