@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // CreateSubscriptionBody is a new subscription.
@@ -56,15 +57,22 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
-	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
+	// Whatever its format is: that may change, and then the secret cannot be read any more.
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return nil, fmt.Errorf("derive public key: %w", err)
+	}
+	row.PublicKey = &public
+	body, err := s.insertSubscription(ctx, who, row, secret, sealed)
+	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
+	return &secretResponse{SubscriptionWithSecret{body, secret}}, nil
 }
 
 // insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
-	err := s.inTx(ctx, func(q *db.Queries) error {
+func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (answer Subscription, err error) {
+	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
 		}
@@ -86,10 +94,12 @@ func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subs
 		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
 			return err
 		}
-		created := subscriptionOf(row)
-		return who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created)
+		if answer, err = withSecrets(ctx, q, row); err != nil {
+			return err
+		}
+		return who.audit(ctx, q, "subscription.create", row.AccountID, answer.ID, nil, subscriptionOf(row))
 	})
-	return row, err
+	return answer, err
 }
 
 func createParams(row db.Subscription) db.CreateSubscriptionParams {

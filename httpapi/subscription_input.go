@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // Bounds of the settings of a subscription, where huma's tags do not state them.
@@ -29,11 +30,24 @@ type SubscriptionInput struct {
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
 	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
+	Format             optional[webFormat]     `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+}
+
+// A webFormat is the name of a format of channel web.
+type webFormat string
+
+// Schema lists the formats that there are.
+func (webFormat) Schema(huma.Registry) *huma.Schema {
+	schema := &huma.Schema{Type: huma.TypeString}
+	for _, name := range format.Names("web") {
+		schema.Enum = append(schema.Enum, name)
+	}
+	schema.PrecomputeMessages()
+	return schema
 }
 
 type channelInput struct {
@@ -115,7 +129,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = in.Format.pick(to.Format, byDefault.Format)
+	to.Format = string(in.Format.pick(webFormat(to.Format), webFormat(byDefault.Format)))
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
 	found = append(found, applyTimeout(in.Timeout, to)...)
 	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
