@@ -105,6 +105,13 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 	defer patience.Stop()
 	for patient := true; ; {
 		room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+		// Senders begin within moments: for those there is no signal.
+		if w.calm.rows(1) == 0 {
+			if !pause(ctx, time.Millisecond) {
+				return 0, 0, false
+			}
+			continue
+		}
 		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
@@ -169,7 +176,11 @@ func (d *dispatcher) rows(free int) int {
 	if d.fanOut < 0 {
 		return min(d.limit, firstBatch)
 	}
-	return max(1, min(d.limit, int(float64(min(free, targetDeliveries))/max(d.fanOut, 0.01))))
+	n := max(1, min(d.limit, int(float64(min(free, targetDeliveries))/max(d.fanOut, 0.01))))
+	if d.urgent {
+		return n
+	}
+	return max(1, d.w.calm.rows(n))
 }
 
 func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {

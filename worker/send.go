@@ -65,6 +65,7 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 	if err := w.cache.load(ctx, deliveries); err != nil {
 		w.complain(ctx, "load subscriptions", err)
 	}
+	w.calm.unstarted.Add(int64(len(deliveries)))
 	for _, d := range deliveries {
 		select {
 		case w.started <- d:
@@ -97,6 +98,7 @@ func (w *Worker) send(ctx context.Context, d *delivery) {
 // deliver is the whole way of one delivery through this process: look once more whether it may start, wait for its
 // turn, send, hand over what came of it.
 func (w *Worker) deliver(ctx context.Context, sender *sender, d *delivery) {
+	w.calm.unstarted.Add(-1)
 	s, delay := w.turn(ctx, d)
 	if s == nil {
 		w.returns <- returned{d, delay}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"mailhook/db"
@@ -31,6 +32,33 @@ type urgentLane struct {
 type seenID struct {
 	id int64
 	at time.Time
+}
+
+// A calm bounds what the ordinary dispatch hands to the senders at a time while urgent events come: a thousand deliveries are some
+// 25 ms of this process's CPU time, and an urgent one that comes with them has its turn among them.
+type calm struct {
+	urgentAt  atomic.Int64 // the last time the lane took something, in Unix nanoseconds
+	unstarted atomic.Int64 // deliveries that no sender has begun with
+}
+
+const (
+	calmTime      = time.Second
+	calmBatch     = 100
+	calmUnstarted = 50
+)
+
+func (c *calm) isCalm() bool { return time.Since(time.Unix(0, c.urgentAt.Load())) < calmTime }
+
+// rows is how many rows an ordinary dispatch takes of those that it might: none while the senders have not begun with what it
+// took before.
+func (c *calm) rows(n int) int {
+	switch {
+	case !c.isCalm():
+		return n
+	case c.unstarted.Load() > calmUnstarted:
+		return 0
+	}
+	return min(n, calmBatch)
 }
 
 func newUrgentLane(w *Worker, requests context.Context) *urgentLane {
@@ -113,6 +141,7 @@ func (l *urgentLane) take(ctx context.Context, ids []int64, room room) error {
 		l.seen = append(l.seen, seenID{id, now})
 	}
 	l.d.w.early.add(gone)
+	l.d.w.calm.urgentAt.Store(now.UnixNano())
 	l.d.w.metrics.eventsUrgent.Add(float64(len(gone)))
 	return nil
 }

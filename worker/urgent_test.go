@@ -322,3 +322,23 @@ func TestTheFloorKnowsWhatPassed(t *testing.T) {
 		t.Errorf("probes %v, ahead %v", got, f.ahead)
 	}
 }
+
+// While urgent events come, an ordinary dispatch hands over little at a time, and nothing before the senders have begun with the last.
+func TestTheOrdinaryLaneIsCalmWhileUrgentEventsCome(t *testing.T) {
+	t.Parallel()
+	var c calm
+	if n := c.rows(1000); n != 1000 {
+		t.Errorf("%d rows without urgent events", n)
+	}
+	c.urgentAt.Store(time.Now().Add(time.Hour).UnixNano())
+	if n := c.rows(1000); n != calmBatch {
+		t.Errorf("%d rows with urgent events", n)
+	}
+	if n := c.rows(1); n != 1 {
+		t.Errorf("%d rows of one", n)
+	}
+	c.unstarted.Store(calmUnstarted + 1)
+	if n := c.rows(1000); n != 0 {
+		t.Errorf("%d rows while the senders are behind", n)
+	}
+}

@@ -63,6 +63,7 @@ type Worker struct {
 
 	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it
 	early  early
+	calm   calm
 	events chan struct{} // a notification: look into the outbox
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
