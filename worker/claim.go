@@ -67,7 +67,7 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	for ctx.Err() == nil {
 		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
 		last = claimed{}
-		if w.state.sending() && w.state.alive(time.Now()) == nil {
+		if w.mayLease() {
 			var err error
 			if last, err = lanes.once(ctx); err != nil {
 				w.complain(ctx, "claim", err)

@@ -87,7 +87,7 @@ func (w *Worker) dispatchUrgent(ctx, requests context.Context) {
 // look takes the urgent rows that are there or come within the patience. It says whether there were any.
 func (l *urgentLane) look(ctx context.Context) (bool, error) {
 	w := l.d.w
-	if unwell := w.state.alive(time.Now()) != nil; unwell || ctx.Err() != nil || !w.state.sending() {
+	if ctx.Err() != nil || !w.mayLease() {
 		return false, nil
 	}
 	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
