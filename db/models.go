@@ -30,7 +30,7 @@ type Attempt struct {
 	ResponseExcerpt []byte
 	// How the delivery ended by this row; NULL while it goes on.
 	EndedAs *string
-	// Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held) or unrecordable.
+	// Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held), permanent (what the channel sends to will never take it) or unrecordable.
 	EndedReason       *string
 	DeliveryCreatedAt time.Time
 }
@@ -71,7 +71,8 @@ type Subscription struct {
 	// Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.
 	StatusReason *string
 	ChannelType  string
-	URL          string
+	// Where requests go. Of slack and teams it has scheme and host alone: the rest of it is a secret, in subscription_credentials.
+	URL string
 	// The custom headers; their values are in subscription_credentials. Without those no request is made.
 	HeaderNames []string
 	// What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.
@@ -98,7 +99,7 @@ type Subscription struct {
 	// Requests under way at one time, over all workers.
 	MaxInFlight        int32
 	RateLimitPerSecond *float64
-	// Which answers are success: 2xx, or 200 alone.
+	// Which answers are success: 2xx, or 200 alone; then another 2xx is the outcome http_2xx, and is retried.
 	SuccessRule string
 	// Batches: how many events one request carries at most; NULL: one event a request, and no array.
 	BatchMaxEvents *int32

@@ -69,9 +69,12 @@ func checkDuration(field, text string, least, most time.Duration) (time.Duration
 	return d, nil
 }
 
+// eventTypeSyntax is validEventType in words.
+const eventTypeSyntax = "dotted lower-case words of letters, digits and _, at most 100 bytes, such as email.bounced"
+
 // invalidEventType is what is wrong with a node of the type hierarchy that is not written as one.
 func invalidEventType(field string) FieldError {
-	return FieldError{field, "invalid_event_type", "must be dotted lower-case words of letters, digits and _, at most 100 bytes, such as email.bounced"}
+	return FieldError{field, "invalid_event_type", "must be " + eventTypeSyntax}
 }
 
 // validEventType is ^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$ and at most 100 bytes.

@@ -131,7 +131,8 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if err != nil {
 		return nil, fmt.Errorf("derive public key: %w", err)
 	}
-	body, err := s.changeSubscription(ctx, who, in.ID, "subscription.rotate_secret", func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	action := "subscription.rotate_secret"
+	body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		err := q.ExpireSecrets(ctx, db.ExpireSecretsParams{SubscriptionID: row.ID, Grace: grace, Kept: maxSecrets - 1})
 		if err != nil {
 			return row, fmt.Errorf("expire secrets: %w", err)

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -28,33 +29,29 @@ const (
 type SubscriptionInput struct {
 	Name               optional[string]        `json:"name,omitempty" maxLength:"200" doc:"For people."`
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
-	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
+	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*. Other platforms' words for them are taken, and answered as our names."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[webFormat]     `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard."`
+	Format             optional[formatName]    `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard, and of another channel than web its only one, by its name."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
+	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
 }
 
-// A webFormat is the name of a format of channel web.
-type webFormat string
+// A formatName is the name of a format of any channel.
+type formatName string
 
 // Schema lists the formats that there are.
-func (webFormat) Schema(huma.Registry) *huma.Schema {
+func (formatName) Schema(huma.Registry) *huma.Schema {
 	schema := &huma.Schema{Type: huma.TypeString}
-	for _, name := range format.Names("web") {
-		schema.Enum = append(schema.Enum, name)
+	for _, channel := range []string{format.Web, channelPushover, channelSlack, channelTeams} {
+		for _, name := range format.Names(channel) {
+			schema.Enum = append(schema.Enum, name)
+		}
 	}
 	schema.PrecomputeMessages()
 	return schema
-}
-
-type channelInput struct {
-	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
-	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
-	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
-	Auth    optional[authInput]         `json:"auth,omitempty" writeOnly:"true" doc:"The Authorization header of every request. Never answered. PATCH replaces it as a whole; null removes it."`
 }
 
 type filtersInput struct {
@@ -89,10 +86,10 @@ func (r *RetrySchedule) UnmarshalJSON(text []byte) error {
 // Schema is either of the two.
 func (RetrySchedule) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
-		Description: "The delay after each failure: standard, svix, mailjet, or 1 to 50 delays of 1s to 24h. Default: standard.",
+		Description: "The delay after each failure: " + db.RetryPresetNames() + ", or 1 to 50 delays of 1s to 24h. Default: standard.",
 		Examples:    []any{"standard", []string{"30s", "5m"}},
 		OneOf: []*huma.Schema{
-			{Type: huma.TypeString},
+			{Type: huma.TypeString}, // no enum: huma would not say what is allowed
 			{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}},
 		},
 	}
@@ -118,19 +115,35 @@ func defaultSubscription() db.Subscription {
 	}
 }
 
+// applyWords is apply with the event types in other platforms' words, too. Those that the subscription has mean what they
+// meant.
+func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError, error) {
+	var wrong []FieldError
+	if in.EventTypes.isValue() {
+		var err error
+		format := string(in.Format.pick(formatName(to.Format), formatName(defaultSubscription().Format)))
+		if in.EventTypes.value, wrong, err = s.eventTypesOf(ctx, q, "event_types", in.EventTypes.value, format, to.EventTypes); err != nil {
+			return nil, nil, err
+		}
+	}
+	sealed, found := s.apply(in, to, allowsHTTP)
+	return sealed, append(found, wrong...), nil
+}
+
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
 // not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
 // in the subscription.
 func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	byDefault := defaultSubscription()
+	byDefault, channel := defaultSubscription(), to.ChannelType
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
 	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = string(in.Format.pick(webFormat(to.Format), webFormat(byDefault.Format)))
+	found = append(found, applyFormat(in.Format, to, to.ChannelType != channel)...)
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
+	to.SuccessRule = in.Success.pick(to.SuccessRule, byDefault.SuccessRule)
 	found = append(found, applyTimeout(in.Timeout, to)...)
 	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
 	if in.RateLimitPerSecond.set {
@@ -140,30 +153,6 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 		}
 	}
 	return sealed, found
-}
-
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	channel := in.value
-	if in.null { // everything in it back to its default
-		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
-		channel.Auth = optional[authInput]{set: true, null: true}
-		to.ChannelType = "web"
-	}
-	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
-	to.URL = channel.URL.pick(to.URL, "")
-	var found []FieldError
-	switch {
-	case to.URL == "" || channel.URL.null:
-		found = append(found, FieldError{"channel.url", "required", "is required"})
-	case channel.URL.set:
-		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
-			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
-		}
-	}
-	sealed := credentials{}
-	found = append(found, applyHeaders(channel.Headers, to, sealed)...)
-	found = append(found, applyAuth(channel.Auth, to, sealed)...)
-	return sealed, append(found, checkOneAuthorization(channel, to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {
@@ -245,7 +234,7 @@ func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []Field
 	}
 	preset, ok := db.FindRetryPreset(in.value.Preset)
 	if !ok {
-		return []FieldError{{"retry_schedule", "not_allowed", "must be standard, svix, mailjet or a list of delays"}}
+		return []FieldError{{"retry_schedule", "not_allowed", "must be one of " + db.RetryPresetNames() + ", or a list of delays"}}
 	}
 	to.RetryPreset, to.RetrySchedule, to.RetryJitter, to.SuspendWhenExhausted = &preset.Name, preset.Schedule, preset.Jitter, preset.SuspendWhenExhausted
 	return nil

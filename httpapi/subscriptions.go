@@ -28,20 +28,13 @@ type Subscription struct {
 	Format             string        `json:"format"`
 	PublicKey          *string       `json:"public_key,omitempty" doc:"By which receivers of format sendgrid verify: ECDSA on P-256, base64 of the DER, of the newest secret. Other formats have none."`
 	RetrySchedule      RetrySchedule `json:"retry_schedule"`
+	Success            string        `json:"success" enum:"2xx,200"`
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
-}
-
-// A Channel is where the requests of a subscription go.
-type Channel struct {
-	Type        string   `json:"type"`
-	URL         string   `json:"url"`
-	HeaderNames []string `json:"header_names" nullable:"false" doc:"The names of the custom headers; their values are never answered."`
-	AuthType    *string  `json:"auth_type" doc:"What the Authorization header is made of, basic or bearer; null: none. The credential is never answered."`
 }
 
 // Filters narrow the events of a subscription down; an empty list is no filter.
@@ -204,8 +197,8 @@ func (s *server) findSubscription(ctx context.Context, who caller, public string
 }
 
 // changeSubscription runs change in a transaction that holds the row of the subscription, and writes it into the audit
-// log as action.
-func (s *server) changeSubscription(ctx context.Context, who caller, public, action string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
+// log as what action is then.
+func (s *server) changeSubscription(ctx context.Context, who caller, public string, action *string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
 	id, err := db.ParseID(db.SubscriptionPrefix, public)
 	if err != nil {
 		return Subscription{}, notFound()
@@ -223,24 +216,27 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public, act
 		if answer, err = withSecrets(ctx, q, changed); err != nil {
 			return err
 		}
-		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
+		return who.audit(ctx, q, *action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
 	return answer, err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
 	action := "subscription.update"
-	if channel := in.Body.Channel; channel.null || channel.value.Headers.set || channel.value.Auth.set {
-		action = "subscription.update_credentials" // their values are not shown, so this says that they were set
-	}
-	body, err := s.changeSubscription(ctx, who, in.ID, action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		account, err := q.GetAccount(ctx, row.AccountID)
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
 		}
-		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
+		sealed, found, err := s.applyWords(ctx, q, in.Body, &row, account.AllowInsecureHTTP)
+		if err != nil {
+			return row, err
+		}
 		if len(found) > 0 {
 			return row, invalid(found...)
+		}
+		if len(sealed) > 0 {
+			action = "subscription.update_credentials" // their values are not shown, so this says that they were set
 		}
 		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
 			return row, err
@@ -279,7 +275,8 @@ func (s *server) deleteSubscription(ctx context.Context, who caller, in *subscri
 // reason; resume resets its health all the same.
 func (s *server) setStatus(verb, status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
 	return func(ctx context.Context, who caller, in *subscriptionParams) (*subscriptionResponse, error) {
-		body, err := s.changeSubscription(ctx, who, in.ID, "subscription."+verb, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+		action := "subscription." + verb
+		body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 			var reason *string
 			if status == "active" {
 				if err := q.ResetHealth(ctx, row.ID); err != nil {
@@ -316,7 +313,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Name:         row.Name,
 		Status:       row.Status,
 		StatusReason: row.StatusReason,
-		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames, row.AuthType},
+		Channel:      channelOf(row),
 		EventTypes:   row.EventTypes,
 		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
 		Format:       row.Format,
@@ -324,6 +321,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
 		},
+		Success:            row.SuccessRule,
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,

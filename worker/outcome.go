@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"mailhook/db/egress"
+	"mailhook/db/format"
 )
 
 // The outcomes of an attempt: a closed list, the same words in SQL, API, metrics and docs.
 const (
 	outcomeOK              = "ok"
 	outcomeHTTP1xx         = "http_1xx"
+	outcomeHTTP2xx         = "http_2xx" // of a subscription to which 200 alone is success
 	outcomeHTTP3xx         = "http_3xx"
 	outcomeHTTP4xx         = "http_4xx"
 	outcomeHTTP410         = "http_410"
@@ -45,10 +47,30 @@ type outcome struct {
 	startedAt  time.Time
 	duration   time.Duration
 	retryAfter time.Duration // 0: none asked for
+	permanent  bool          // by the format: it will never be taken, and no further attempt is made
 	excerpt    []byte
 }
 
-// delivered: 2xx, and nothing else. Everything else is retried on the schedule; people repair 4xx, too.
+// answered says what a final answer means to a format; body is the beginning of it. Only formats of other channels than web know
+// permanent failures: what a third party's service refuses, nobody there repairs.
+func (o *outcome) answered(f format.Format, only200 bool, response *http.Response, body []byte) {
+	o.statusCode = response.StatusCode
+	o.word = statusOutcome(response.StatusCode, only200)
+	if o.delivered() {
+		if f.IsTaken != nil && !f.IsTaken(body) {
+			o.word = outcomeBadResponse
+		}
+		return
+	}
+	o.permanent = f.IsPermanent != nil && f.IsPermanent(response.StatusCode)
+	o.retryAfter = max(f.RetryAfter, retryAfter(response.Header, time.Now()))
+	if o.word == outcomeHTTP429 && f.ResetHeader != "" && response.Header.Get("Retry-After") == "" {
+		o.retryAfter = max(f.RetryAfter, resetAfter(response.Header, f.ResetHeader, time.Now()))
+	}
+}
+
+// delivered: 2xx, or 200 where the subscription says so, and nothing else. Everything else is retried on the schedule; people
+// repair 4xx, too.
 func (o outcome) delivered() bool { return o.word == outcomeOK }
 
 // suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
@@ -64,9 +86,11 @@ func (o outcome) slows() bool {
 	return false
 }
 
-// statusOutcome is the word for an HTTP status.
-func statusOutcome(status int) string {
+// statusOutcome is the word for an HTTP status; only200 is the success rule "200".
+func statusOutcome(status int, only200 bool) string {
 	switch {
+	case only200 && status > http.StatusOK && status <= 299:
+		return outcomeHTTP2xx
 	case status >= 200 && status <= 299:
 		return outcomeOK
 	case status >= 100 && status <= 199:
@@ -126,6 +150,9 @@ func errorOutcome(err error, connected bool) string {
 	return outcomeBadResponse
 }
 
+// mostRetryAfter is beyond any schedule and its hour.
+const mostRetryAfter = 48 * time.Hour
+
 // retryAfter reads the header (RFC 9110, 10.2.3): seconds, or a date against the receiver's own Date where it gives
 // one. What is no such value asks for nothing; the statement bounds the rest.
 func retryAfter(header http.Header, now time.Time) time.Duration {
@@ -133,16 +160,28 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	if value == "" {
 		return 0
 	}
-	const most = 48 * time.Hour // beyond any schedule and its hour
 	if seconds, err := strconv.ParseUint(value, 10, 32); err == nil {
-		return min(time.Duration(seconds)*time.Second, most)
+		return min(time.Duration(seconds)*time.Second, mostRetryAfter)
 	}
 	at, err := http.ParseTime(value)
 	if err != nil {
 		return 0
 	}
+	return until(at, header, now)
+}
+
+// resetAfter is how long until the time that a header names in Unix seconds; 0 where it names none.
+func resetAfter(header http.Header, name string, now time.Time) time.Duration {
+	seconds, err := strconv.ParseInt(strings.TrimSpace(header.Get(name)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return until(time.Unix(seconds, 0), header, now)
+}
+
+func until(at time.Time, header http.Header, now time.Time) time.Duration {
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		now = date
 	}
-	return min(max(0, at.Sub(now)), most)
+	return min(max(0, at.Sub(now)), mostRetryAfter)
 }

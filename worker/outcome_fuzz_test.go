@@ -14,7 +14,7 @@ import (
 
 func outcomes() []string {
 	return []string{
-		outcomeOK, outcomeHTTP1xx, outcomeHTTP3xx, outcomeHTTP4xx, outcomeHTTP410, outcomeHTTP429, outcomeHTTP5xx, outcomeDNS, outcomeRefused, outcomeConnectTimeout,
+		outcomeOK, outcomeHTTP1xx, outcomeHTTP2xx, outcomeHTTP3xx, outcomeHTTP4xx, outcomeHTTP410, outcomeHTTP429, outcomeHTTP5xx, outcomeDNS, outcomeRefused, outcomeConnectTimeout,
 		outcomeResponseTimeout, outcomeTLS, outcomeReset, outcomeBadResponse, outcomeBlockedAddress, outcomeRenderFailed, outcomeNoSecret,
 	}
 }
@@ -37,7 +37,7 @@ func FuzzAnswer(f *testing.F) {
 			}
 			return
 		}
-		o := outcome{word: statusOutcome(response.StatusCode), statusCode: response.StatusCode, retryAfter: retryAfter(response.Header, now)}
+		o := outcome{word: statusOutcome(response.StatusCode, false), statusCode: response.StatusCode, retryAfter: retryAfter(response.Header, now)}
 		if !slices.Contains(outcomes(), o.word) || o.delivered() != (response.StatusCode/100 == 2) {
 			t.Fatalf("%d is %q", response.StatusCode, o.word)
 		}

@@ -29,7 +29,7 @@ func apiFlags() []cli.Flag {
 		listenFlag(defaultListen, "address of the API, healthz, readyz and metrics"),
 		&cli.IntFlag{
 			Name: "subscription-limit", EnvVars: []string{"MAILHOOK_SUBSCRIPTION_LIMIT"}, Value: httpapi.DefaultConfig().DefaultSubscriptionLimit,
-			Usage: "subscriptions of an account that has no limit of its own",
+			Usage: "subscriptions of an account that has no limit of its own; 0: none",
 		},
 		&cli.IntFlag{
 			Name: "test-sends-per-minute", EnvVars: []string{"MAILHOOK_TEST_SENDS_PER_MINUTE"}, Value: httpapi.DefaultConfig().TestsPerMinute,
@@ -38,6 +38,10 @@ func apiFlags() []cli.Flag {
 		&cli.StringSliceFlag{
 			Name: "publish-address", EnvVars: []string{"MAILHOOK_PUBLISH_ADDRESS"},
 			Usage: "an address or network that requests to receivers come from, which GET /v1/egress tells them: 203.0.113.7; repeatable, or with commas",
+		},
+		&cli.StringFlag{
+			Name: "pushover-url", EnvVars: []string{"MAILHOOK_PUSHOVER_URL"}, Value: httpapi.DefaultConfig().PushoverURL,
+			Usage: "where requests of channel pushover go, for a relay of yours; a subscription keeps the one that it was stored with",
 		},
 		&cli.Float64Flag{
 			Name: "api-rate-limit", EnvVars: []string{"MAILHOOK_API_RATE_LIMIT"}, Value: httpapi.DefaultConfig().RateLimit,
@@ -117,7 +121,11 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	if cfg.PublishAddresses, err = parseAll(c, "publish-address", egress.ParseNetwork); err != nil {
 		return nil, nil, err
 	}
+	cfg.PushoverURL = c.String("pushover-url")
 	cfg.DefaultSubscriptionLimit, cfg.TestsPerMinute = c.Int("subscription-limit"), c.Int("test-sends-per-minute")
+	if cfg.DefaultSubscriptionLimit < 0 {
+		return nil, nil, usagef("--subscription-limit must be 0 (no webhooks by default) or more")
+	}
 	if cfg.TestsPerMinute < 1 || cfg.TestsPerMinute > 10_000 {
 		return nil, nil, usagef("--test-sends-per-minute must be 1 to 10000")
 	}

@@ -120,6 +120,7 @@ func TestMistakesGetOneLineThatSaysWhatToDo(t *testing.T) {
 		{"revoking a key that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "revoke", "key_0190a1b2c3d47e5f8a9b0c1d2e3f4a5b"}, 1, "mailhook key list"},
 		{"revoking without an id", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"key", "revoke", "mhk_x"}, 2, "key_"},
 		{"a rate that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL, key}, []string{"api", "--api-rate-limit", "-1"}, 2, "--api-rate-limit"},
+		{"a limit that is none", []string{"MAILHOOK_DATABASE_URL=" + installed.URL, key}, []string{"api", "--subscription-limit", "-1"}, 2, "--subscription-limit"},
 		{"surplus argument", []string{"MAILHOOK_DATABASE_URL=" + installed.URL}, []string{"status", "extra"}, 2, `"extra"`},
 		{"listening on a port that is taken", nil, []string{"listen", "--secret", "x", "--port", port}, 1, "choose another with --port"},
 		{"fail rate", nil, []string{"listen", "--secret", "x", "--fail-rate", "2"}, 2, "between 0 and 1"},

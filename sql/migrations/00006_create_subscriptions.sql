@@ -61,6 +61,7 @@ CREATE INDEX subscriptions_deleted_at_idx ON mailhook.subscriptions (deleted_at)
 COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
 COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
 COMMENT ON COLUMN mailhook.subscriptions.status_reason IS 'Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.';
+COMMENT ON COLUMN mailhook.subscriptions.url IS 'Where requests go. Of slack and teams it has scheme and host alone: the rest of it is a secret, in subscription_credentials.';
 COMMENT ON COLUMN mailhook.subscriptions.header_names IS 'The custom headers; their values are in subscription_credentials. Without those no request is made.';
 COMMENT ON COLUMN mailhook.subscriptions.auth_type IS 'What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.';
 COMMENT ON COLUMN mailhook.subscriptions.event_types IS 'Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.';
@@ -72,7 +73,7 @@ COMMENT ON COLUMN mailhook.subscriptions.retry_jitter IS 'The share by which a d
 COMMENT ON COLUMN mailhook.subscriptions.suspend_when_exhausted IS 'Preset mailjet: the subscription is suspended when a schedule ends without success.';
 COMMENT ON COLUMN mailhook.subscriptions.timeout IS 'For the whole request: connecting, sending and reading the answer.';
 COMMENT ON COLUMN mailhook.subscriptions.max_in_flight IS 'Requests under way at one time, over all workers.';
-COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone.';
+COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone; then another 2xx is the outcome http_2xx, and is retried.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_events IS 'Batches: how many events one request carries at most; NULL: one event a request, and no array.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_wait IS 'Batches: how long the first event of a batch waits for others.';
 COMMENT ON COLUMN mailhook.subscriptions.ordering IS 'Deliveries of one message, or of one recipient, go one after another; none: in no order.';
@@ -103,10 +104,10 @@ CREATE TABLE mailhook.subscription_credentials (
   key_id          text NOT NULL,
   sealed          bytea NOT NULL,
   CONSTRAINT subscription_credentials_subscription_id_kind_pkey PRIMARY KEY (subscription_id, kind),
-  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth'))
+  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth', 'channel'))
 );
 COMMENT ON TABLE mailhook.subscription_credentials IS 'What requests carry beside the signature, sealed like secrets, with the kind in the place of the word secret. In a table of its own: the API writes it and never reads it. Wiped when the subscription is deleted.';
-COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header.';
+COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header. channel: a JSON object of what a channel other than web keeps secret, by the names of the API: user_key and api_token of pushover, url of slack and teams.';
 COMMENT ON COLUMN mailhook.subscription_credentials.key_id IS 'Which master key sealed it.';
 
 -- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.

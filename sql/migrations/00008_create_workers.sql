@@ -28,6 +28,8 @@ CREATE TABLE mailhook.test_deliveries (
   subscription_id  uuid NOT NULL,
   account_id       text NOT NULL,
   event_type       text NOT NULL,
+  format           text NOT NULL DEFAULT 'standard',
+  is_preview       boolean NOT NULL DEFAULT false,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   leased_by        uuid,
   ended_at         timestamptz,
@@ -35,6 +37,9 @@ CREATE TABLE mailhook.test_deliveries (
   status_code      smallint,
   outcome          text,
   response_excerpt bytea,
+  request_headers  json,
+  content_type     text,
+  request_body     text,
   CONSTRAINT test_deliveries_id_pkey PRIMARY KEY (id)
 );
 CREATE INDEX test_deliveries_created_at_idx ON mailhook.test_deliveries (created_at) WHERE leased_by IS NULL;
@@ -43,6 +48,11 @@ CREATE INDEX test_deliveries_created_at_id_idx ON mailhook.test_deliveries (crea
 -- For the limit of an account.
 CREATE INDEX test_deliveries_account_id_created_at_idx ON mailhook.test_deliveries (account_id, created_at);
 COMMENT ON TABLE mailhook.test_deliveries IS 'Test sends asked for through the API; a worker takes them ahead of all others. In a table of their own, so that health, limits, lists and aggregates never see them. Removed after an hour.';
+COMMENT ON COLUMN mailhook.test_deliveries.format IS 'That of the subscription, or another one of its channel to try.';
+COMMENT ON COLUMN mailhook.test_deliveries.is_preview IS 'Nothing is sent: the request is made and stored.';
+COMMENT ON COLUMN mailhook.test_deliveries.outcome IS 'As in attempts; NULL when a preview has ended well.';
+COMMENT ON COLUMN mailhook.test_deliveries.request_headers IS 'A JSON object of name to value, with *** for the values that are secret, and without Content-Type. NULL: no request could be made.';
+COMMENT ON COLUMN mailhook.test_deliveries.request_body IS 'With *** for what is secret in it.';
 
 CREATE TABLE mailhook.replays (
   id                uuid NOT NULL DEFAULT mailhook.uuid7(),
