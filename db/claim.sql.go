@@ -16,11 +16,17 @@ const anyDue = `-- name: AnyDue :one
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
   WHERE d.lease_id IS NULL
-    AND d.next_attempt_at > coalesce($1::timestamptz, '-infinity')
+    AND (NOT $1::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
+    AND d.next_attempt_at > coalesce($2::timestamptz, '-infinity')
     AND d.next_attempt_at <= statement_timestamp()
 )::boolean AS any_due,
 statement_timestamp()::timestamptz AS asked_at
 `
+
+type AnyDueParams struct {
+	IsUrgent bool
+	Since    *time.Time
+}
 
 type AnyDueRow struct {
 	AnyDue  bool
@@ -28,9 +34,9 @@ type AnyDueRow struct {
 }
 
 // AnyDue says whether a waiting delivery is due, or has come due after @since: a look at one index entry, so that an idle
-// worker's claim costs nothing. Deliveries that are held answer true as well.
-func (q *Queries) AnyDue(ctx context.Context, since *time.Time) (AnyDueRow, error) {
-	row := q.db.QueryRow(ctx, anyDue, since)
+// worker's claim costs nothing. Deliveries that are held answer true as well. @is_urgent: of the urgent lane.
+func (q *Queries) AnyDue(ctx context.Context, arg AnyDueParams) (AnyDueRow, error) {
+	row := q.db.QueryRow(ctx, anyDue, arg.IsUrgent, arg.Since)
 	var i AnyDueRow
 	err := row.Scan(&i.AnyDue, &i.AskedAt)
 	return i, err
@@ -41,7 +47,8 @@ WITH RECURSIVE walked AS (
   SELECT (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.subscription_id > $4::uuid
+    WHERE d.lease_id IS NULL AND d.subscription_id > $5::uuid
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
@@ -51,6 +58,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ), w.step + 1
@@ -62,6 +70,7 @@ recent AS MATERIALIZED (
   FROM mailhook.deliveries AS d
   WHERE $1::timestamptz IS NOT NULL
     AND d.lease_id IS NULL
+    AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > $1::timestamptz
     AND d.next_attempt_at <= statement_timestamp()
   ORDER BY d.next_attempt_at
@@ -81,29 +90,28 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $6::boolean
+    WHERE $7::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
-open AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, h.opened_at, h.release_before,
+measured AS MATERIALIZED (
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, h.opened_at, h.release_before,
     least(
-      $7::int,
-      least(
-        mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-          s.id, crew.workers, $5::uuid),
-        mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
-          - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-        ($8::jsonb ->> s.id::text)::int,
-        CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
-        - coalesce(($9::jsonb ->> s.id::text)::int, 0))::int AS room
+      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
+        s.id, crew.workers, $6::uuid),
+      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
+        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
+      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    ($8::jsonb ->> s.id::text)::int AS slow_limit,
+    coalesce(($9::jsonb ->> s.id::text)::int, 0) AS ordinary,
+    coalesce(($10::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
   CROSS JOIN LATERAL (
-    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second
+    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types
     FROM mailhook.subscriptions AS b
     WHERE b.id = w.subscription_id
     OFFSET 0
@@ -119,6 +127,14 @@ open AS MATERIALIZED (
     AND s.deleted_at IS NULL
     AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
+),
+open AS MATERIALIZED (
+  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.opened_at, m.release_before, m.width, m.slow_limit, m.ordinary, m.urgent,
+    least($11::int, CASE WHEN $4::boolean
+      THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END) AS room
+  FROM measured AS m
 ),
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
@@ -139,6 +155,7 @@ gated AS MATERIALIZED (
     AND (SELECT d.id
       FROM mailhook.deliveries AS d
       WHERE d.lease_id IS NULL
+        AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
         AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
       ORDER BY d.subscription_id, d.next_attempt_at
@@ -169,6 +186,7 @@ locked AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
+      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
       -- other subscriptions.
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
@@ -195,12 +213,12 @@ kept AS MATERIALIZED (
       OFFSET 0
     ) AS e ON true
   ) AS sized
-  WHERE sized.nth = 1 OR sized.bytes_so_far <= $10::bigint
+  WHERE sized.nth = 1 OR sized.bytes_so_far <= $12::bigint
 ),
 marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
-    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $11::uuid END,
+    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $13::uuid END,
     released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - greatest(1, 1 / g.rate) * interval '1 second' END)
       + taken.released / g.rate * interval '1 second'
   FROM gated AS g
@@ -213,7 +231,7 @@ marked AS (
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $5::uuid, lease_id = $11::uuid
+  SET leased_by = $6::uuid, lease_id = $13::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
 )
@@ -221,11 +239,13 @@ SELECT resume.subscription_id AS resume_after,
   resume.limited,
   EXISTS (SELECT FROM open AS o WHERE o.release_before IS NOT NULL)::boolean AS releasing,
   statement_timestamp()::timestamptz AS claimed_at,
+  resume.crowded,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
+  coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,
   coalesce(c.event_inserted_at, 'epoch')::timestamptz AS event_inserted_at,
   coalesce(c.event_id, 0)::bigint AS event_id,
   (e.id IS NOT NULL)::boolean AS event_found,
@@ -246,6 +266,22 @@ FROM (
       THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(k.step) FROM kept AS k)) END,
     (SELECT w.subscription_id FROM walked AS w WHERE w.step = $3::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
+  ARRAY(
+    SELECT o.subscription_id
+    FROM open AS o
+    WHERE $4::boolean
+      AND o.room <= 0
+      AND (SELECT d.id
+        FROM mailhook.deliveries AS d
+        WHERE d.lease_id IS NULL
+          AND mailhook.is_urgent(d.event_type)
+          AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'
+          AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
+          AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
+        ORDER BY d.subscription_id, d.next_attempt_at
+        LIMIT 1) IS NOT NULL
+    LIMIT 100
+  )::uuid[] AS crowded,
   (EXISTS (
     SELECT FROM open AS o
     WHERE o.opened_at IS NULL AND o.release_before IS NULL
@@ -267,12 +303,14 @@ type ClaimParams struct {
 	Since               *time.Time
 	FreeSlots           int32
 	MaxSteps            int32
+	IsUrgent            bool
 	AfterSubscriptionID uuid.UUID
 	WorkerID            uuid.UUID
 	IsNew               bool
-	MaxOfEach           int32
 	Limits              []byte
 	InFlight            []byte
+	UrgentInFlight      []byte
+	MaxOfEach           int32
 	MaxBytes            int64
 	LeaseID             uuid.UUID
 }
@@ -282,11 +320,13 @@ type ClaimRow struct {
 	Limited         bool
 	Releasing       bool
 	ClaimedAt       time.Time
+	Crowded         []uuid.UUID
 	DeliveryID      *uuid.UUID
 	SubscriptionID  uuid.UUID
 	Attempt         int32
 	AccountID       string
 	EventType       string
+	IsUrgent        bool
 	EventInsertedAt time.Time
 	EventID         int64
 	EventFound      bool
@@ -313,9 +353,13 @@ type ClaimRow struct {
 // while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
 // probes and releases to the next walk.
 //
+// With @is_urgent it sees the urgent deliveries alone, and may take what is kept for them; crowded are subscriptions of theirs that have no
+// room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
+//
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// Room as in dispatch.
+// As in dispatch.
+// No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 // and of a rate limit, and what came later, which so does not wait for it.
@@ -327,12 +371,14 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 		arg.Since,
 		arg.FreeSlots,
 		arg.MaxSteps,
+		arg.IsUrgent,
 		arg.AfterSubscriptionID,
 		arg.WorkerID,
 		arg.IsNew,
-		arg.MaxOfEach,
 		arg.Limits,
 		arg.InFlight,
+		arg.UrgentInFlight,
+		arg.MaxOfEach,
 		arg.MaxBytes,
 		arg.LeaseID,
 	)
@@ -348,11 +394,13 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.Limited,
 			&i.Releasing,
 			&i.ClaimedAt,
+			&i.Crowded,
 			&i.DeliveryID,
 			&i.SubscriptionID,
 			&i.Attempt,
 			&i.AccountID,
 			&i.EventType,
+			&i.IsUrgent,
 			&i.EventInsertedAt,
 			&i.EventID,
 			&i.EventFound,

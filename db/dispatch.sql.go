@@ -12,6 +12,25 @@ import (
 	"github.com/google/uuid"
 )
 
+const awaitUrgent = `-- name: AwaitUrgent :one
+SELECT coalesce(mailhook.await_urgent($1::bigint, $2::int, $3::interval), '{}')::bigint[] AS ids
+`
+
+type AwaitUrgentParams struct {
+	AfterID  int64
+	MaxRows  int32
+	Patience time.Duration
+}
+
+// AwaitUrgent answers the ids of the first urgent rows above @after_id that nobody has locked: at once when there are some, else when
+// some come within @patience; none otherwise.
+func (q *Queries) AwaitUrgent(ctx context.Context, arg AwaitUrgentParams) ([]int64, error) {
+	row := q.db.QueryRow(ctx, awaitUrgent, arg.AfterID, arg.MaxRows, arg.Patience)
+	var ids []int64
+	err := row.Scan(&ids)
+	return ids, err
+}
+
 const dispatch = `-- name: Dispatch :many
 WITH late AS MATERIALIZED (
   SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
@@ -123,7 +142,7 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -142,7 +161,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -162,7 +181,7 @@ matched AS (
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 ranked AS (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
   FROM matched AS m
 ),
 crew AS MATERIALIZED (
@@ -181,26 +200,35 @@ elsewhere AS MATERIALIZED (
     GROUP BY l.subscription_id
   ) AS x
 ),
-roomy AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.cap, r.may_start, r.nth,
-    r.may_start AND r.nth <= least(
+measured AS MATERIALIZED (
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.cap, r.may_start, r.nth,
+    least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      ($7::jsonb ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
-      - coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    ($7::jsonb ->> r.subscription_id::text)::int AS slow_limit,
+    coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
+    coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+),
+roomy AS MATERIALIZED (
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.cap, m.may_start, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
+    m.may_start AND m.nth <= CASE WHEN $10::boolean
+      THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END AS has_room
+  FROM measured AS m
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($9::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  SELECT ($11::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
     CASE WHEN f.leased THEN $5::uuid END,
-    CASE WHEN f.leased THEN $10::uuid END
+    CASE WHEN f.leased THEN $12::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.cap, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $11::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.cap, y.may_start, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $13::int AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
@@ -220,6 +248,7 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN coalesce(a.data, '{}') END::json AS data,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
+  mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
@@ -228,17 +257,19 @@ FROM accepted AS a
 `
 
 type DispatchParams struct {
-	Holes     []int64
-	MaxRows   int32
-	AfterID   int64
-	MaxBytes  int64
-	WorkerID  uuid.UUID
-	IsNew     bool
-	Limits    []byte
-	InFlight  []byte
-	IDPrefix  string
-	LeaseID   uuid.UUID
-	FreeSlots int32
+	Holes          []int64
+	MaxRows        int32
+	AfterID        int64
+	MaxBytes       int64
+	WorkerID       uuid.UUID
+	IsNew          bool
+	Limits         []byte
+	InFlight       []byte
+	UrgentInFlight []byte
+	IsUrgent       bool
+	IDPrefix       string
+	LeaseID        uuid.UUID
+	FreeSlots      int32
 }
 
 type DispatchRow struct {
@@ -256,6 +287,7 @@ type DispatchRow struct {
 	Data            []byte
 	IsQuarantined   bool
 	IsDuplicate     bool
+	IsUrgent        bool
 	Deliveries      int64
 	DeliveryIDs     []uuid.UUID
 	SubscriptionIDs []uuid.UUID
@@ -267,6 +299,8 @@ type DispatchRow struct {
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 // It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
 // them (the first by id) lists the leased deliveries: three arrays of the same length.
+//
+// @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
 //
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 // of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
@@ -283,8 +317,9 @@ type DispatchRow struct {
 // gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 // hash the whole table. What mailhook tells about a subscription is not for that subscription.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
-// limit, less what it has in flight.
+// The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
+// Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+// it has of slow endpoints, too.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,
@@ -295,6 +330,8 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.IsNew,
 		arg.Limits,
 		arg.InFlight,
+		arg.UrgentInFlight,
+		arg.IsUrgent,
 		arg.IDPrefix,
 		arg.LeaseID,
 		arg.FreeSlots,
@@ -321,6 +358,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.Data,
 			&i.IsQuarantined,
 			&i.IsDuplicate,
+			&i.IsUrgent,
 			&i.Deliveries,
 			&i.DeliveryIDs,
 			&i.SubscriptionIDs,

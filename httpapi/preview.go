@@ -40,7 +40,7 @@ type previewRequest struct {
 		AccountID  string                 `json:"account_id,omitempty" doc:"Required with an admin key."`
 		EventTypes optional[[]string]     `json:"event_types" maxItems:"50" doc:"As in a subscription."`
 		Filters    optional[filtersInput] `json:"filters,omitempty" doc:"As in a subscription."`
-		Format     optional[formatName]    `json:"format,omitempty" doc:"As in a subscription: its words for event types are taken, too."`
+		Format     optional[formatName]   `json:"format,omitempty" doc:"As in a subscription: its words for event types are taken, too."`
 	} `nameHint:"PreviewBody"`
 }
 

@@ -13,7 +13,8 @@ import (
 type event struct {
 	format.Event
 	id      db.EventID
-	holders int // deliveries in memory; guarded by leases.mu
+	urgent  bool // of a type that goes by the urgent lane
+	holders int  // deliveries in memory; guarded by leases.mu
 
 	mu     sync.Mutex
 	bodies []body // by format; few events go out in more than one
@@ -72,5 +73,6 @@ type delivery struct {
 	subscriptionID uuid.UUID
 	attempt        int  // made before this one
 	claimed        bool // by claim, not by dispatch
+	urgent         bool // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
 	event          *event
 }

@@ -19,15 +19,17 @@ type leases struct {
 	bySubscription map[uuid.UUID]*load
 	slowAndIdle    int // of these, without a slot: remembered for being slow
 	deliveries     int // with a slot
-	claimed        int // of these, by claim
+	claimed        int // of these, by ordinary claims
+	urgent         int // of these, by the urgent lane
 	unrecorded     int // without one any more
 	bytes          int64
-	freed          chan struct{} // closed and replaced when something is given up
+	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
+	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
 
 func newLeases() *leases {
-	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, freed: make(chan struct{})}
+	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{}, freed: make(chan struct{})}
 }
 
 // expect makes a fresh lease id and remembers it before the database can know it.
@@ -50,10 +52,13 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	l.remembered[id] = len(deliveries)
 	l.deliveries += len(deliveries)
 	for _, d := range deliveries {
-		if d.claimed {
+		switch {
+		case d.urgent:
+			l.urgent++
+		case d.claimed:
 			l.claimed++
 		}
-		l.take(d.subscriptionID)
+		l.take(d)
 		if d.event.holders == 0 {
 			l.bytes += d.event.size()
 		}
@@ -98,9 +103,12 @@ func (l *leases) returned(batch []returned) {
 }
 
 func (l *leases) free(d *delivery) {
-	l.leave(d.subscriptionID)
+	l.leave(d)
 	l.deliveries--
-	if d.claimed {
+	switch {
+	case d.urgent:
+		l.urgent--
+	case d.claimed:
 		l.claimed--
 	}
 	if d.event.holders--; d.event.holders == 0 {
@@ -130,21 +138,45 @@ func (l *leases) held() int {
 
 // A room is what may still come in.
 type room struct {
-	dispatch, claim int   // deliveries
-	bytes           int64 // of event data
+	dispatch, claim int   // deliveries of the ordinary lane
+	bytes           int64 // of event data, for it
+	urgent          int   // deliveries by a dispatch of the urgent lane, which runs beside those
+	urgentClaim     int
+	urgentBytes     int64
 	more            <-chan struct{}
 }
 
+// urgentPart is what is kept for the urgent lane of the slots and of the memory: an eighth.
+const urgentPart = 8
+
 // room is what may still come in, and a channel that closes when there is more. Neither dispatch nor claim may take the
 // last quarter of the slots from the other: endpoints that are slow with what is new leave room for retries, and those
-// that are slow with retries for what is new.
+// that are slow with retries for what is new. Neither may take what is kept for the urgent lane.
 func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	free, share := maxDeliveries-l.deliveries, maxDeliveries-maxDeliveries/4
+	kept := 0
+	if maxDeliveries > 1 {
+		kept = max(1, maxDeliveries/urgentPart)
+	}
+	ordinary, share := l.deliveries-l.urgent, maxDeliveries-maxDeliveries/4
+	free := maxDeliveries - ordinary - max(l.urgent, kept)
 	return room{
-		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
-		bytes: maxBytes - l.bytes, more: l.freed,
+		dispatch: min(free, share-(ordinary-l.claimed)), claim: min(free, share-l.claimed), bytes: maxBytes - maxBytes/urgentPart - l.bytes,
+		urgent: min(maxDeliveries-ordinary, kept) - l.urgent, urgentClaim: maxDeliveries - l.deliveries, urgentBytes: maxBytes - l.bytes,
+		more: l.freed,
+	}
+}
+
+// crowd takes note of the subscriptions where urgent deliveries wait for room.
+func (l *leases) crowd(ids []uuid.UUID, anew bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if anew {
+		clear(l.crowded)
+	}
+	for _, id := range ids {
+		l.crowded[id] = struct{}{}
 	}
 }
 

@@ -186,7 +186,15 @@ func (l *life) room(w *lifeWorker, s *lifeSubscription, began time.Time) (least,
 		others = l.leasedBy(l.other(w).id, s)
 	}
 	mine := l.leasedBy(w.id, s)
-	return max(0, min(low/2, low-others)-mine), max(0, min((high+1)/2, high-others)-mine)
+	return max(0, ordinaryPart(min(low/2, low-others))-mine), max(0, ordinaryPart(min((high+1)/2, high-others))-mine)
+}
+
+// ordinaryPart is what the ordinary lane may have of a share that is less than 16: one of it is kept for the urgent lane.
+func ordinaryPart(share int) int {
+	if share > 1 {
+		return share - 1
+	}
+	return share
 }
 
 func (l *life) other(w *lifeWorker) *lifeWorker {
@@ -239,7 +247,7 @@ func (l *life) dispatch() {
 	free, rows := rapid.IntRange(0, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 12).Draw(l.rt, "rows")
 	inFlight := l.inFlight(w)
 	taken, err := l.q.Dispatch(l.t.Context(), db.DispatchParams{
-		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), IsNew: w.isNew, InFlight: inFlight, Limits: []byte("{}"), IDPrefix: idPrefix(),
+		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), IsNew: w.isNew, InFlight: inFlight, UrgentInFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix(),
 	})
 	l.ok(err)
 	if want := min(rows, len(l.outbox)); len(taken) != want {
@@ -358,7 +366,7 @@ func (l *life) claim() {
 	w, lease, began := l.worker(), uuid.New(), l.now()
 	free, each := rapid.IntRange(1, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 6).Draw(l.rt, "of each")
 	rows, err := l.q.Claim(l.t.Context(), db.ClaimParams{
-		FreeSlots: int32(free), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), LeaseID: lease, MaxBytes: batchBytes,
+		FreeSlots: int32(free), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), UrgentInFlight: []byte("{}"), LeaseID: lease, MaxBytes: batchBytes,
 	})
 	l.ok(err)
 	claimed := map[*lifeSubscription][]*lifeDelivery{}

@@ -19,6 +19,7 @@ const (
 // A load is what one subscription has under way in this process.
 type load struct {
 	slots   int
+	urgent  int           // of these, by the urgent lane
 	movedAt time.Time     // the last request ended, or the first one began
 	took    time.Duration // the last request that ended
 }
@@ -30,7 +31,8 @@ func (s *load) isSlow(now time.Time) bool {
 }
 
 // take gives a subscription a slot; l.mu is held.
-func (l *leases) take(id uuid.UUID) {
+func (l *leases) take(d *delivery) {
+	id := d.subscriptionID
 	s := l.bySubscription[id]
 	switch {
 	case s == nil:
@@ -41,12 +43,19 @@ func (l *leases) take(id uuid.UUID) {
 		s.movedAt = time.Now()
 	}
 	s.slots++
+	if d.urgent {
+		s.urgent++
+	}
 }
 
 // leave takes a slot back; l.mu is held. A subscription without one is forgotten, unless its last request was slow: all of
 // them may have timed out in one moment.
-func (l *leases) leave(id uuid.UUID) {
+func (l *leases) leave(d *delivery) {
+	id := d.subscriptionID
 	s := l.bySubscription[id]
+	if d.urgent {
+		s.urgent--
+	}
 	if s.slots--; s.slots > 0 {
 		return
 	}
@@ -59,22 +68,26 @@ func (l *leases) leave(id uuid.UUID) {
 
 // What dispatch and claim must know of the subscriptions here: JSON objects of subscription id to number.
 type loads struct {
-	inFlight []byte
+	inFlight []byte // by the ordinary lane
+	urgent   []byte // by the urgent one
 	limits   []byte // of slow ones: the slots that they may have
 }
 
 // load answers how many slots each subscription has, and the most that slow ones may have: all of those together half of
 // the slots, in equal parts, so that others find free ones however many endpoints are slow or dead. While they have that
-// half, none of them gets more.
-func (l *leases) load(maxDeliveries int) loads {
+// half, none of them gets more. An ordinary dispatch or claim gives way: nothing for subscriptions where urgent deliveries wait for room.
+func (l *leases) load(maxDeliveries int, givesWay bool) loads {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	var inFlight, limits object
+	var inFlight, urgent, limits object
 	slow, busy, slots := map[uuid.UUID]int{}, 0, 0
 	for id, s := range l.bySubscription {
 		if s.slots > 0 {
-			inFlight.add(id, s.slots)
+			inFlight.add(id, s.slots-s.urgent)
+			if s.urgent > 0 {
+				urgent.add(id, s.urgent)
+			}
 		} else if now.Sub(s.movedAt) > slowMemory {
 			delete(l.bySubscription, id)
 			l.slowAndIdle--
@@ -88,13 +101,21 @@ func (l *leases) load(maxDeliveries int) loads {
 	}
 	half := max(1, maxDeliveries/2)
 	for id, n := range slow {
+		if _, ok := l.crowded[id]; ok && givesWay {
+			continue
+		}
 		part := max(1, half/(busy+1-min(n, 1))) // divided by those with slots, and the one that asks
 		if slots >= half {
 			part = min(part, n)
 		}
 		limits.add(id, part)
 	}
-	return loads{inFlight.close(), limits.close()}
+	if givesWay {
+		for id := range l.crowded {
+			limits.add(id, 0)
+		}
+	}
+	return loads{inFlight.close(), urgent.close(), limits.close()}
 }
 
 // An object is a JSON object that is written.

@@ -22,6 +22,7 @@ type metrics struct {
 	recordSeconds     prometheus.Histogram
 	eventsDispatched  prometheus.Counter
 	eventsDuplicate   prometheus.Counter
+	eventsUrgent      prometheus.Counter
 	eventsQuarantined prometheus.Counter
 	notifications     prometheus.Counter
 	arms              prometheus.Counter
@@ -52,6 +53,7 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 	m.recordSeconds = seconds("record_seconds", "Duration of recording a batch of outcomes.")
 	m.eventsDispatched = counter("events_dispatched_total", "Events taken from the outbox and logged.")
 	m.eventsDuplicate = counter("events_duplicate_total", "Dispatched events whose dedupe_key had been seen within the window.")
+	m.eventsUrgent = counter("urgent_events_total", "Events that the urgent lane took ahead of others.")
 	m.eventsQuarantined = counter("events_quarantined_total", "Events that could not be dispatched.")
 	m.notifications = counter("notifications_total", "Notifications received from hosts' transactions.")
 	m.arms = counter("arms_total", "Times that the trigger on outbox was asked to notify.")

@@ -112,7 +112,7 @@ func TestPlans(t *testing.T) {
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
 			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
-				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, Limits: inFlight,
+				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -146,7 +146,7 @@ func TestPlans(t *testing.T) {
 			now := time.Now()
 			for _, since := range []*time.Time{&now, nil} {
 				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
-					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, Limits: inFlight,
+					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 				}); err != nil {
 					t.Fatal(err)
 				}
@@ -154,6 +154,18 @@ func TestPlans(t *testing.T) {
 				probes(t, "claim", e.plan)
 				if since == nil && strings.Contains(e.plan, "deliveries_next_attempt_at_idx") {
 					t.Errorf("a walk reads by time what is due of one subscription:\n%s", e.plan)
+				}
+			}
+			for _, since := range []*time.Time{&now, nil} {
+				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
+					IsUrgent: true, Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
+				}); err != nil {
+					t.Fatal(err)
+				}
+				forbid(t, "urgent claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
+				probes(t, "urgent claim", e.plan)
+				if strings.Contains(e.plan, "deliveries_next_attempt_at_idx") || strings.Contains(e.plan, "deliveries_subscription_id_next_attempt_at_idx") {
+					t.Errorf("an urgent claim reads past ordinary deliveries:\n%s", e.plan)
 				}
 			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {

@@ -33,7 +33,7 @@ type subscription struct {
 	timeout    time.Duration
 	only200    bool // another 2xx is a failure
 	mayStart   bool
-	limiter    *rate.Limiter // nil: no limit
+	pace       *pace // nil: no limit
 	reloadAt   time.Time
 
 	parseOnce sync.Once
@@ -58,20 +58,6 @@ func (s *subscription) address() (*url.URL, error) {
 		return nil, errors.New("the URL cannot be parsed")
 	}
 	return s.parsed, nil
-}
-
-// reserve takes a turn under the rate limit and says how long until it comes. A turn of more than a second ahead is
-// given back.
-func (s *subscription) reserve() time.Duration {
-	if s.limiter == nil {
-		return 0
-	}
-	r := s.limiter.Reserve()
-	wait := r.Delay()
-	if wait > time.Second {
-		r.Cancel()
-	}
-	return wait
 }
 
 // subscriptionCache holds subscriptions by id: two generations, so that the unused fall out without bookkeeping on
@@ -188,11 +174,11 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 	}
 	if row.RateLimitPerSecond != nil {
 		limit := rate.Limit(*row.RateLimitPerSecond / float64(c.workers))
-		if before != nil && before.limiter != nil {
-			s.limiter = before.limiter // it remembers what was spent
-			s.limiter.SetLimit(limit)
+		if before != nil && before.pace != nil {
+			s.pace = before.pace // it remembers what was spent, and who waits
+			s.pace.limiter.SetLimit(limit)
 		} else {
-			s.limiter = rate.NewLimiter(limit, 1)
+			s.pace = &pace{limiter: rate.NewLimiter(limit, 1)}
 		}
 	}
 	return s
@@ -214,8 +200,8 @@ func (c *subscriptionCache) share(workers int32) {
 	}
 	for _, generation := range []map[uuid.UUID]*subscription{c.young, c.old} {
 		for _, s := range generation {
-			if s.limiter != nil {
-				s.limiter.SetLimit(s.limiter.Limit() * rate.Limit(c.workers) / rate.Limit(workers))
+			if s.pace != nil {
+				s.pace.limiter.SetLimit(s.pace.limiter.Limit() * rate.Limit(c.workers) / rate.Limit(workers))
 			}
 		}
 	}

@@ -313,6 +313,14 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.slowed_cap IS 'max_in_flight as far as the endpoint takes it: what it was slowed to, doubled for every 5 s since then.';
 
+CREATE FUNCTION mailhook.urgent_reserve(width integer, event_types text[]) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+  WHEN width > 1 AND event_types && '{*,email,email.complained,email.unsubscribed,email.bounced,email.bounced.hard}' THEN greatest(1, width / 8)
+  ELSE 0
+END;
+COMMENT ON FUNCTION mailhook.urgent_reserve IS 'How many of a subscription''s requests are kept for the urgent lane: an eighth, at least one, where it may get urgent events and has more than one. The list is that of mailhook.is_urgent with all nodes above.';
+
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -351,10 +359,10 @@ FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
 REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.fields_of(text, text, text, text, text, text, text, text, json),
   mailhook.passes_filters(text, text, text, text, jsonb, text[], text[], text[], text[], jsonpath), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),
   mailhook.in_flight_share(integer, uuid, uuid[], uuid), mailhook.slowed_cap(integer, integer, timestamptz, timestamptz),
-  mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
+  mailhook.urgent_reserve(integer, text[]), mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
 DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_credentials, mailhook.subscription_secrets, mailhook.subscriptions;
-DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
+DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.urgent_reserve, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
   mailhook.passes_filters, mailhook.fields_of, mailhook.is_about, mailhook.event_type_ancestors, mailhook.filter_of, mailhook.condition_of,
   mailhook.condition_places;

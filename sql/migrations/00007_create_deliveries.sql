@@ -25,6 +25,12 @@ CREATE TABLE mailhook.deliveries (
 -- The claim walks the subscriptions that have waiting rows by the first, and tries the common case by the second.
 CREATE INDEX deliveries_subscription_id_next_attempt_at_idx ON mailhook.deliveries (subscription_id, next_attempt_at) WHERE lease_id IS NULL;
 CREATE INDEX deliveries_next_attempt_at_idx ON mailhook.deliveries (next_attempt_at) WHERE lease_id IS NULL;
+-- The same for the urgent lane. The last conditions are true of every row: with them a statement says which of the two it wants, for
+-- a planner who expects no urgent row takes either, and reads all of it.
+CREATE INDEX deliveries_urgent_subscription_id_next_attempt_at_idx ON mailhook.deliveries (subscription_id, next_attempt_at)
+WHERE lease_id IS NULL AND mailhook.is_urgent(event_type) AND subscription_id >= '00000000-0000-0000-0000-000000000000';
+CREATE INDEX deliveries_urgent_next_attempt_at_idx ON mailhook.deliveries (next_attempt_at)
+WHERE lease_id IS NULL AND mailhook.is_urgent(event_type) AND next_attempt_at >= '-infinity';
 -- What a worker holds, and how much of each subscription.
 CREATE INDEX deliveries_leased_by_subscription_id_idx ON mailhook.deliveries (leased_by, subscription_id) WHERE lease_id IS NOT NULL;
 -- For the deliveries of an event, for replays that skip unfinished pairs, and for retention, which asks for the oldest.

@@ -69,7 +69,8 @@ END
 $$;
 -- +goose StatementEnd
 GRANT EXECUTE ON FUNCTION mailhook.create_partition(text, date), mailhook.detach_day(date), mailhook.count_day(date, integer), mailhook.drop_attempts(date),
-  mailhook.mentions(text, text, text, text, text, json), mailhook.erase_detached(uuid, integer)
+  mailhook.mentions(text, text, text, text, text, json), mailhook.erase_detached(uuid, integer),
+  mailhook.await_urgent(bigint, integer, interval), mailhook.urgent_reserve(integer, text[])
   TO mailhook_worker;
 
 -- +goose Down

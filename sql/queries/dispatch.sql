@@ -4,6 +4,8 @@
 -- It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
 -- them (the first by id) lists the leased deliveries: three arrays of the same length.
 --
+-- @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
+--
 -- Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 -- of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 -- be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
@@ -129,7 +131,7 @@ logged AS (
 -- gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 -- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -148,7 +150,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -188,18 +190,28 @@ elsewhere AS MATERIALIZED (
     GROUP BY l.subscription_id
   ) AS x
 ),
--- Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
--- limit, less what it has in flight.
-roomy AS MATERIALIZED (
+-- The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
+measured AS MATERIALIZED (
   SELECT r.*,
-    r.may_start AND r.nth <= least(
+    least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      (@limits::jsonb ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
-      - coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+    (@limits::jsonb ->> r.subscription_id::text)::int AS slow_limit,
+    coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
+    coalesce((@urgent_in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+),
+-- Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+-- it has of slow endpoints, too.
+roomy AS MATERIALIZED (
+  SELECT m.*,
+    m.may_start AND m.nth <= CASE WHEN @is_urgent::boolean
+      THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END AS has_room
+  FROM measured AS m
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
@@ -229,6 +241,7 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN coalesce(a.data, '{}') END::json AS data,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
+  mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
@@ -244,6 +257,11 @@ FROM (
     (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > @after_id::bigint)) AS id
 ) AS first
 WHERE first.id IS NOT NULL;
+
+-- AwaitUrgent answers the ids of the first urgent rows above @after_id that nobody has locked: at once when there are some, else when
+-- some come within @patience; none otherwise.
+-- name: AwaitUrgent :one
+SELECT coalesce(mailhook.await_urgent(@after_id::bigint, @max_rows::int, @patience::interval), '{}')::bigint[] AS ids;
 
 -- QuarantineOutboxRow moves one row of the outbox into quarantine, with the error that its dispatch gave. It computes
 -- with no value of it. It takes nothing when another worker has the row.
