@@ -33,6 +33,7 @@ type SubscriptionInput struct {
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
+	Ordering           optional[string]        `json:"ordering,omitempty" enum:"none,message,recipient" doc:"Deliveries of one message, or of one recipient, go one after another: a failing one holds up its own only. Default: none."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
 }
 
@@ -125,7 +126,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
-	return sealed, found
+	return sealed, append(found, applyOrdering(in.Ordering, to)...)
 }
 
 func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {

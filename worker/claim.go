@@ -190,5 +190,5 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
 	if !row.EventFound {
 		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
-	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, event: e}
+	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, orderKey: row.OrderKey, event: e}
 }

@@ -70,7 +70,8 @@ type delivery struct {
 	id             uuid.UUID
 	leaseID        uuid.UUID
 	subscriptionID uuid.UUID
-	attempt        int  // made before this one
-	claimed        bool // by claim, not by dispatch
+	attempt        int   // made before this one
+	claimed        bool  // by claim, not by dispatch
+	orderKey       int64 // 0: in no order
 	event          *event
 }

@@ -196,7 +196,11 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
+		q := w.urgentQ
+		if w.state.ordered() {
+			q = db.New(db.InTurn(w.urgentPool, dispatchTurn))
+		}
+		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
 			IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits, IDPrefix: idPrefix(),
@@ -214,7 +218,8 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w.start(d.requests, deliveries)
 	d.leftSome = false
 	if len(taken) > 0 {
-		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
+		w.headless.add(blockedKeys(taken)...)
+		if int(taken[0].Deliveries-taken[0].Blocked) > len(deliveries) { // some were written as waiting
 			signal(w.due)
 			d.leftSome = len(deliveries) >= free // and not for their subscription's sake
 		}
@@ -256,7 +261,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 	}
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], event: events[listed.EventIDs[i]]}
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]]}
 	}
 	return deliveries
 }

@@ -38,18 +38,22 @@ func (w *Worker) replay(ctx context.Context) {
 
 func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
 	var inserted int64
+	var keys []int64
 	if r.Source == "exhausted" {
 		row, err := w.q.AdvanceExhaustedReplay(ctx, r.ID)
 		if err != nil {
 			return err
 		}
-		inserted = row.Inserted
+		inserted, keys = row.Inserted, row.OrderKeys
 	} else {
 		row, err := w.q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxScanned: replayScan})
 		if err != nil {
 			return err
 		}
-		inserted = row.Inserted
+		inserted, keys = row.Inserted, row.OrderKeys
+	}
+	for _, key := range keys {
+		w.headless.add(orderKey{r.SubscriptionID, key})
 	}
 	if inserted > 0 {
 		signal(w.due)
