@@ -194,18 +194,18 @@ matched AS (
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 queued AS (
-  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.order_key, f.cap, f.may_start, f.is_first, f.is_first AND coalesce(
+  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.order_key, f.cap, f.may_start, f.is_first, f.order_key IS NULL OR ($5::boolean AND f.is_first AND coalesce(
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
-    ) IS NOT NULL AS is_behind
+    ) IS NULL) AS is_free
   FROM (
-    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.order_key, m.cap, m.may_start, m.order_key IS NOT NULL AND row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.order_key, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
     FROM matched AS m
   ) AS f
+  OFFSET 0
 ),
 ranked AS (
-  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.order_key, q.cap, q.may_start, q.is_first, q.is_behind, q.order_key IS NULL OR (q.is_first AND NOT q.is_behind) AS is_free,
-    count(*) FILTER (WHERE q.order_key IS NULL OR (q.is_first AND NOT q.is_behind)) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
   FROM queued AS q
 ),
 crew AS MATERIALIZED (
@@ -216,62 +216,42 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $6::boolean
+    WHERE $7::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
 roomy AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.order_key, r.cap, r.may_start, r.is_first, r.is_behind, r.is_free, r.nth,
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
     r.may_start AND r.is_free AND r.nth <= least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid),
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid),
       r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      ($7::jsonb ->> r.subscription_id::text)::int,
+      ($8::jsonb ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
-      - coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+      - coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
-placed AS MATERIALIZED (
+inserted AS (
+  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($9::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid AS id, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
-    f.order_key, f.is_first, f.is_free,
-    CASE WHEN f.leased THEN $5::uuid END AS leased_by,
-    CASE WHEN f.leased THEN $10::uuid END AS lease_id
+  SELECT ($10::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+    CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
+    CASE WHEN f.leased THEN $6::uuid END,
+    CASE WHEN f.leased THEN $11::uuid END,
+    f.order_key
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.order_key, y.cap, y.may_start, y.is_first, y.is_behind, y.is_free, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $11::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $12::int AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
+  RETURNING id, subscription_id, event_id, lease_id, order_key, next_attempt_at
 ),
-heads AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
-  SELECT p.id, p.subscription_id, p.account_id, p.inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), p.leased_by, p.lease_id, p.order_key
-  FROM placed AS p
-  WHERE p.order_key IS NOT NULL AND p.is_free
-  ORDER BY p.subscription_id, p.order_key
-  ON CONFLICT (subscription_id, order_key) WHERE order_key IS NOT NULL AND next_attempt_at < 'infinity' DO NOTHING
-  RETURNING id, subscription_id, event_id, lease_id, order_key
-),
-others AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
-  SELECT p.id, p.subscription_id, p.account_id, p.inserted_at, p.event_id, p.event_type,
-    CASE WHEN p.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
-    CASE WHEN p.order_key IS NULL THEN p.leased_by END,
-    CASE WHEN p.order_key IS NULL THEN p.lease_id END,
-    p.order_key
-  FROM placed AS p
-  WHERE p.order_key IS NULL OR NOT p.is_free OR p.id NOT IN (SELECT heads.id FROM heads)
-  RETURNING id, subscription_id, event_id, lease_id, order_key
-),
-inserted AS (
-  SELECT heads.id, heads.subscription_id, heads.event_id, heads.lease_id, heads.order_key FROM heads UNION ALL SELECT others.id, others.subscription_id, others.event_id, others.lease_id, others.order_key FROM others
-),
-behind AS (
-  SELECT p.subscription_id, p.order_key FROM placed AS p WHERE p.is_first AND p.id NOT IN (SELECT heads.id FROM heads)
+blocked AS MATERIALIZED (
+  SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -292,9 +272,9 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
-  (SELECT count(*) FROM placed AS p WHERE NOT p.is_free)::bigint AS blocked,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM behind AS b) END::uuid[] AS blocked_subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM behind AS b) END::bigint[] AS blocked_order_keys
+  (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys
 FROM accepted AS a
 `
 
@@ -303,6 +283,7 @@ type DispatchParams struct {
 	MaxRows   int32
 	AfterID   int64
 	MaxBytes  int64
+	InTurn    bool
 	WorkerID  uuid.UUID
 	IsNew     bool
 	Limits    []byte
@@ -348,10 +329,11 @@ type DispatchRow struct {
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
 // batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
 // subscription has in flight comes as one jsonb object, looked up by key.
-// Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is
-// unfinished; the others are inserted blocked. Batches that run in turn see each other's; where two run side by side the
-// unique index lets one head through, and the other becomes blocked. The keys of those blocked by what was there before
-// are listed: their heads may end while this statement runs, so they are for Unblock after its commit.
+// Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
+// the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
+// see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
+// runs, so they are for Unblock after its commit. A unique violation of deliveries_head_key says that a head came in between,
+// of a replay: run it again.
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
@@ -362,18 +344,17 @@ type DispatchRow struct {
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 // hash the whole table. What mailhook tells about a subscription is not for that subscription.
-// Where it stands in its key: the first of the batch or not, and behind what was there before or not.
+// Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
 // limit, less what it has in flight.
-// In the order of the keys, so that two dispatchers wait for each other but never in a circle.
-// What was there before stands at the head of these.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,
 		arg.MaxRows,
 		arg.AfterID,
 		arg.MaxBytes,
+		arg.InTurn,
 		arg.WorkerID,
 		arg.IsNew,
 		arg.Limits,

@@ -131,6 +131,9 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	}
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
+	if isHeadTaken(err) {
+		return 1, nil // look again at once
+	}
 	if isDataError(err) {
 		return d.halve(ctx, after, probes, rows)
 	}
@@ -196,13 +199,13 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		q := w.urgentQ
-		if w.state.ordered() {
+		q, inTurn := w.urgentQ, w.state.ordered()
+		if inTurn {
 			q = db.New(db.InTurn(w.urgentPool, dispatchTurn))
 		}
 		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
-			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
+			InTurn: inTurn, WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
 			IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits, IDPrefix: idPrefix(),
 		})
 		return err

@@ -107,7 +107,7 @@ func (w *Worker) unblockAll(ctx context.Context) {
 func (w *Worker) unblock(ctx context.Context, p db.UnblockParams) {
 	var row db.UnblockRow
 	err := w.persist(ctx, "unblock deliveries", func(ctx context.Context) (err error) {
-		if row, err = w.q.Unblock(ctx, p); isUniqueViolation(err) {
+		if row, err = w.q.Unblock(ctx, p); isHeadTaken(err) {
 			// A head came in between, and is seen now.
 			row, err = w.q.Unblock(ctx, p)
 		}
@@ -123,8 +123,6 @@ func (w *Worker) unblock(ctx context.Context, p db.UnblockParams) {
 		signal(w.due)
 	}
 }
-
-func isUniqueViolation(err error) bool { return sqlState(err) == "23505" }
 
 // A keySweep is where a worker has come to in its walk over the blocked keys.
 type keySweep struct {

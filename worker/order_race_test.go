@@ -2,7 +2,7 @@ package worker
 
 import (
 	"context"
-	"math"
+	"errors"
 	"testing"
 	"time"
 
@@ -40,22 +40,62 @@ func TestNoKeyIsLeftWithoutAHead(t *testing.T) {
 	}
 }
 
-// Two dispatches side by side, without taking turns, find no delivery of the key: one makes the head.
+// Two dispatches side by side, which do not know of an order yet, find no delivery of the key: neither makes a head.
 func TestDispatchesSideBySideMakeOneHead(t *testing.T) {
 	t.Parallel()
 	r := newOrderRace(t)
+	r.inTurn = false
 	r.emit()
 	r.play("dispatch")
 	r.emit()
 	other := r.begin()
-	took := r.beside(func() error { return r.dispatchBy(other) })
-	r.play("commit dispatch")
-	took()
+	if err := r.dispatchBy(other); err != nil {
+		t.Fatal(err)
+	}
 	if err := other.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r.play("unblock by dispatch")
+	r.play("commit dispatch", "unblock by dispatch")
 	r.check("1 head, 2 blocked")
+}
+
+// A replay makes a head while a dispatch runs that has found none: the dispatch is tried again, and nothing is quarantined.
+func TestADispatchBesideANewHead(t *testing.T) {
+	t.Parallel()
+	r := newOrderRace(t)
+	r.emit()
+	r.play("dispatch", "commit dispatch")
+	tx := r.begin()
+	_, err := tx.Exec(t.Context(), `INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, order_key)
+		SELECT subscription_id, account_id, event_inserted_at, 9, event_type, now(), now(), order_key FROM mailhook.deliveries`)
+	if err == nil {
+		t.Fatal("a key has two heads")
+	}
+	r.play("end", "commit end")
+	tx = r.begin()
+	_, err = tx.Exec(t.Context(), `INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, order_key)
+		SELECT subscription_id, account_id, event_inserted_at, 9, event_type, now(), now(), mailhook.order_key('recipient', '', 'a@example.com') FROM mailhook.attempts`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.emit()
+	r.w.state.set(func(s *pulseState) { s.inOrder = true })
+	d := &dispatcher{w: r.w, requests: t.Context(), limit: 10, fanOut: -1}
+	done := r.beside(func() error {
+		n, err := d.look(t.Context(), 10, batchBytes)
+		if err == nil && n != 1 {
+			err = errors.New("it does not look again")
+		}
+		return err
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	done()
+	if n, err := d.look(t.Context(), 10, batchBytes); err != nil || n != 1 {
+		t.Error(n, err)
+	}
+	r.check("2 blocked, 9 head")
 }
 
 // Two look for the same next delivery side by side: it is the head then, and the one after it is not.
@@ -114,7 +154,7 @@ func TestDispatchesTakeTurns(t *testing.T) {
 	r.emit()
 	r.emit()
 	done := r.beside(func() error {
-		_, err := db.New(db.InTurn(r.w.urgentPool, dispatchTurn)).Dispatch(t.Context(), r.params(math.MinInt64))
+		_, err := db.New(db.InTurn(r.w.urgentPool, dispatchTurn)).Dispatch(t.Context(), r.params(0))
 		return err
 	})
 	// Committed after the other began: what it waits for must be seen.
@@ -140,13 +180,15 @@ type orderRace struct {
 	txs   map[string]pgx.Tx
 	keys  map[string]db.UnblockParams
 	lease uuid.UUID
+	// inTurn is what dispatches are told; the test sees to it.
+	inTurn bool
 }
 
 func newOrderRace(t *testing.T) *orderRace {
 	t.Helper()
 	b := setup(t)
 	b.subscribe(t, "/", "email", "ordering = 'recipient'")
-	return &orderRace{t: t, b: b, w: b.idleWorker(t, b.config()), txs: map[string]pgx.Tx{}, keys: map[string]db.UnblockParams{}, lease: uuid.New()}
+	return &orderRace{t: t, b: b, w: b.idleWorker(t, b.config()), txs: map[string]pgx.Tx{}, keys: map[string]db.UnblockParams{}, lease: uuid.New(), inTurn: true}
 }
 
 func (r *orderRace) emit() {
@@ -169,7 +211,9 @@ func (r *orderRace) beside(f func() error) (ended func()) {
 	r.t.Helper()
 	errs := make(chan error, 1)
 	go func() { errs <- f() }()
-	dbtest.Eventually(r.t, "it waits", func() bool { return r.b.count(r.t, "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE NOT l.granted AND a.datname = current_database()") > 0 })
+	dbtest.Eventually(r.t, "it waits", func() bool {
+		return r.b.count(r.t, "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE NOT l.granted AND a.datname = current_database()") > 0
+	})
 	return func() {
 		r.t.Helper()
 		if err := <-errs; err != nil {
@@ -211,7 +255,7 @@ func (r *orderRace) play(steps ...string) {
 
 func (r *orderRace) params(after int64) db.DispatchParams {
 	return db.DispatchParams{Holes: []int64{}, AfterID: after, MaxRows: 10, MaxBytes: batchBytes, WorkerID: r.w.identity.get(), LeaseID: r.lease, FreeSlots: 10,
-		InFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix()}
+		InFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix(), InTurn: r.inTurn}
 }
 
 func (r *orderRace) dispatchBy(tx pgx.Tx) error {

@@ -9,10 +9,11 @@
 -- be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
 -- batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
 -- subscription has in flight comes as one jsonb object, looked up by key.
--- Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is
--- unfinished; the others are inserted blocked. Batches that run in turn see each other's; where two run side by side the
--- unique index lets one head through, and the other becomes blocked. The keys of those blocked by what was there before
--- are listed: their heads may end while this statement runs, so they are for Unblock after its commit.
+-- Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
+-- the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
+-- see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
+-- runs, so they are for Unblock after its commit. A unique violation of deliveries_head_key says that a head came in between,
+-- of a replay: run it again.
 -- Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 -- halves the batch until it can quarantine the one row.
 -- name: Dispatch :many
@@ -204,20 +205,20 @@ matched AS (
     AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
--- Where it stands in its key: the first of the batch or not, and behind what was there before or not.
+-- Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
 queued AS (
-  SELECT f.*, f.is_first AND coalesce(
+  SELECT f.*, f.order_key IS NULL OR (@in_turn::boolean AND f.is_first AND coalesce(
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
-    ) IS NOT NULL AS is_behind
+    ) IS NULL) AS is_free
   FROM (
-    SELECT m.*, m.order_key IS NOT NULL AND row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
     FROM matched AS m
   ) AS f
+  OFFSET 0
 ),
 ranked AS (
-  SELECT q.*, q.order_key IS NULL OR (q.is_first AND NOT q.is_behind) AS is_free,
-    count(*) FILTER (WHERE q.order_key IS NULL OR (q.is_first AND NOT q.is_behind)) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  SELECT q.*, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
   FROM queued AS q
 ),
 crew AS MATERIALIZED (
@@ -250,45 +251,23 @@ roomy AS MATERIALIZED (
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
-placed AS MATERIALIZED (
+inserted AS (
+  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT (@id_prefix::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid AS id, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
-    f.order_key, f.is_first, f.is_free,
-    CASE WHEN f.leased THEN @worker_id::uuid END AS leased_by,
-    CASE WHEN f.leased THEN @lease_id::uuid END AS lease_id
+  SELECT (@id_prefix::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+    CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
+    CASE WHEN f.leased THEN @worker_id::uuid END,
+    CASE WHEN f.leased THEN @lease_id::uuid END,
+    f.order_key
   FROM (
     SELECT y.*, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= @free_slots::int AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
+  RETURNING id, subscription_id, event_id, lease_id, order_key, next_attempt_at
 ),
--- In the order of the keys, so that two dispatchers wait for each other but never in a circle.
-heads AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
-  SELECT p.id, p.subscription_id, p.account_id, p.inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), p.leased_by, p.lease_id, p.order_key
-  FROM placed AS p
-  WHERE p.order_key IS NOT NULL AND p.is_free
-  ORDER BY p.subscription_id, p.order_key
-  ON CONFLICT (subscription_id, order_key) WHERE order_key IS NOT NULL AND next_attempt_at < 'infinity' DO NOTHING
-  RETURNING id, subscription_id, event_id, lease_id, order_key
-),
-others AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
-  SELECT p.id, p.subscription_id, p.account_id, p.inserted_at, p.event_id, p.event_type,
-    CASE WHEN p.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
-    CASE WHEN p.order_key IS NULL THEN p.leased_by END,
-    CASE WHEN p.order_key IS NULL THEN p.lease_id END,
-    p.order_key
-  FROM placed AS p
-  WHERE p.order_key IS NULL OR NOT p.is_free OR p.id NOT IN (SELECT heads.id FROM heads)
-  RETURNING id, subscription_id, event_id, lease_id, order_key
-),
-inserted AS (
-  SELECT heads.* FROM heads UNION ALL SELECT others.* FROM others
-),
--- What was there before stands at the head of these.
-behind AS (
-  SELECT p.subscription_id, p.order_key FROM placed AS p WHERE p.is_first AND p.id NOT IN (SELECT heads.id FROM heads)
+blocked AS MATERIALIZED (
+  SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -309,9 +288,9 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
-  (SELECT count(*) FROM placed AS p WHERE NOT p.is_free)::bigint AS blocked,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM behind AS b) END::uuid[] AS blocked_subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM behind AS b) END::bigint[] AS blocked_order_keys
+  (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys
 FROM accepted AS a;
 
 -- PeekOutbox is the first id that a dispatch would take; no row when there is none. The row may be locked.

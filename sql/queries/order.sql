@@ -1,6 +1,6 @@
 -- Deliveries of one order_key go one after another: the head is due, put off or under way, the others are blocked (at infinity). The
 -- unique index on heads makes sure that there is one, whoever makes it; the statements here, that there is one again when it
--- has ended.
+-- has ended. Rows by age are compared by both columns of their index: with an equality the planner may take another.
 
 -- Unblock makes the first blocked delivery of each key its head, where the key has none. It belongs after the commit of what ended
 -- a head, and of what inserted a blocked delivery: of two such that run side by side the one that commits later sees the
@@ -82,7 +82,7 @@ ORDER BY w.subscription_id, w.order_key;
 WITH RECURSIVE walked AS (
   SELECT n.subscription_id
   FROM (
-    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
+    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
   ) AS n
   UNION ALL
   SELECT n.subscription_id
@@ -90,7 +90,7 @@ WITH RECURSIVE walked AS (
   CROSS JOIN LATERAL (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.next_attempt_at = 'infinity' AND d.subscription_id > w.subscription_id
+    WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' AND d.subscription_id > w.subscription_id
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS n
@@ -101,8 +101,10 @@ locked AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT d.id
     FROM mailhook.deliveries AS d
-    WHERE d.subscription_id = w.subscription_id AND d.next_attempt_at = 'infinity'
-    ORDER BY d.created_at
+    WHERE d.lease_id IS NULL AND d.next_attempt_at = 'infinity'
+      AND (d.subscription_id, d.created_at) > (w.subscription_id, '-infinity')
+      AND (d.subscription_id, d.created_at) <= (w.subscription_id, 'infinity')
+    ORDER BY d.subscription_id, d.created_at
     LIMIT @max_rows::int
     FOR UPDATE SKIP LOCKED
   ) AS b
@@ -119,7 +121,7 @@ WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l));
 WITH RECURSIVE walked AS (
   SELECT n.subscription_id
   FROM (
-    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
+    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
   ) AS n
   UNION ALL
   SELECT n.subscription_id
@@ -127,7 +129,7 @@ WITH RECURSIVE walked AS (
   CROSS JOIN LATERAL (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.next_attempt_at = 'infinity' AND d.subscription_id > w.subscription_id
+    WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' AND d.subscription_id > w.subscription_id
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS n
@@ -138,10 +140,10 @@ locked AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT d.id
     FROM mailhook.deliveries AS d
-    WHERE d.next_attempt_at = 'infinity'
-      AND d.subscription_id = w.subscription_id
-      AND d.created_at <= statement_timestamp() - @max_age::interval
-    ORDER BY d.created_at
+    WHERE d.lease_id IS NULL AND d.next_attempt_at = 'infinity'
+      AND (d.subscription_id, d.created_at) > (w.subscription_id, '-infinity')
+      AND (d.subscription_id, d.created_at) <= (w.subscription_id, statement_timestamp() - @max_age::interval)
+    ORDER BY d.subscription_id, d.created_at
     LIMIT @max_rows::int
     FOR UPDATE SKIP LOCKED
   ) AS b
