@@ -16,7 +16,11 @@ const expireBlocked = `-- name: ExpireBlocked :execrows
 WITH RECURSIVE walked AS (
   SELECT n.subscription_id
   FROM (
-    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
+    SELECT d.subscription_id
+    FROM mailhook.deliveries AS d
+    WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' AND d.subscription_id > '00000000-0000-0000-0000-000000000000'
+    ORDER BY d.subscription_id
+    LIMIT 1
   ) AS n
   UNION ALL
   SELECT n.subscription_id
@@ -35,7 +39,7 @@ locked AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT d.id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.next_attempt_at = 'infinity'
+    WHERE d.attempt >= 0 AND d.next_attempt_at = 'infinity'
       AND (d.subscription_id, d.created_at) > (w.subscription_id, '-infinity')
       AND (d.subscription_id, d.created_at) <= (w.subscription_id, statement_timestamp() - $1::interval)
     ORDER BY d.subscription_id, d.created_at
@@ -80,7 +84,11 @@ const freeUnordered = `-- name: FreeUnordered :execrows
 WITH RECURSIVE walked AS (
   SELECT n.subscription_id
   FROM (
-    SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' ORDER BY d.subscription_id LIMIT 1
+    SELECT d.subscription_id
+    FROM mailhook.deliveries AS d
+    WHERE d.order_key IS NOT NULL AND d.next_attempt_at = 'infinity' AND d.subscription_id > '00000000-0000-0000-0000-000000000000'
+    ORDER BY d.subscription_id
+    LIMIT 1
   ) AS n
   UNION ALL
   SELECT n.subscription_id
@@ -99,7 +107,7 @@ locked AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT d.id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.next_attempt_at = 'infinity'
+    WHERE d.attempt >= 0 AND d.next_attempt_at = 'infinity'
       AND (d.subscription_id, d.created_at) > (w.subscription_id, '-infinity')
       AND (d.subscription_id, d.created_at) <= (w.subscription_id, 'infinity')
     ORDER BY d.subscription_id, d.created_at
@@ -240,7 +248,7 @@ type UnblockRow struct {
 
 // Deliveries of one order_key go one after another: the head is due, put off or under way, the others are blocked (at infinity). The
 // unique index on heads makes sure that there is one, whoever makes it; the statements here, that there is one again when it
-// has ended. Rows by age are compared by both columns of their index: with an equality the planner may take another.
+// has ended. By age they are asked for with attempt >= 0, for the index.
 // Unblock makes the first blocked delivery of each key its head, where the key has none. It belongs after the commit of what ended
 // a head, and of what inserted a blocked delivery: of two such that run side by side the one that commits later sees the
 // other's rows here. Side by side with others of its kind it picks the same delivery, and only one of them changes it; a unique violation says that

@@ -32,10 +32,11 @@ CREATE INDEX deliveries_leased_by_subscription_id_idx ON mailhook.deliveries (le
 -- For the deliveries of an event, for replays that skip unfinished pairs, and for retention, which asks for the oldest.
 CREATE INDEX deliveries_event_inserted_at_event_id_idx ON mailhook.deliveries (event_inserted_at, event_id);
 -- Order: one head for each key, whoever makes it; the blocked behind it, in order; and those of a subscription by age. What has no
--- key is in none of them. The conditions of the last two tell them apart: a statement that names a key, or looks for one, cannot use the last.
+-- key is in none of them. attempt >= 0 is always so: who asks by age says it, and says nothing of key or lease,
+-- and so the planner has one index to choose from for each question.
 CREATE UNIQUE INDEX deliveries_head_key ON mailhook.deliveries (subscription_id, order_key) WHERE order_key IS NOT NULL AND next_attempt_at < 'infinity';
 CREATE INDEX deliveries_blocked_order_key_idx ON mailhook.deliveries (subscription_id, order_key, event_id) WHERE order_key IS NOT NULL AND next_attempt_at = 'infinity';
-CREATE INDEX deliveries_blocked_created_at_idx ON mailhook.deliveries (subscription_id, created_at) WHERE lease_id IS NULL AND next_attempt_at = 'infinity';
+CREATE INDEX deliveries_blocked_created_at_idx ON mailhook.deliveries (subscription_id, created_at) WHERE attempt >= 0 AND next_attempt_at = 'infinity';
 
 COMMENT ON TABLE mailhook.deliveries IS 'One event for one subscription, unfinished. No foreign keys, on purpose: they would lock rows of subscriptions and events on the hot path. Whether one is held follows from its subscription and account.';
 COMMENT ON COLUMN mailhook.deliveries.attempt IS 'How many attempts have been made.';

@@ -127,7 +127,7 @@ WHERE h.subscription_id = ANY (ARRAY(
     AND (
       SELECT d.id
       FROM mailhook.deliveries AS d
-      WHERE d.lease_id IS NULL AND d.next_attempt_at = 'infinity'
+      WHERE d.attempt >= 0 AND d.next_attempt_at = 'infinity'
         AND (d.subscription_id, d.created_at) > (r.subscription_id, '-infinity')
         AND (d.subscription_id, d.created_at) <= (r.subscription_id, r.release_before)
       ORDER BY d.subscription_id, d.created_at
