@@ -31,6 +31,7 @@ type subscription struct {
 	hidden     [][]byte // must not come back in excerpts
 	keys       [][]byte // newest first; none: no request may be made
 	timeout    time.Duration
+	only200    bool // another 2xx is a failure
 	mayStart   bool
 	limiter    *rate.Limiter // nil: no limit
 	reloadAt   time.Time
@@ -159,6 +160,7 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		url:        row.URL,
 		allowsHTTP: row.AllowsHTTP,
 		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		only200:    row.SuccessRule == "200",
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}

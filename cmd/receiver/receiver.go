@@ -1,5 +1,6 @@
-// Package receiver is the other end of a webhook: a handler that verifies what it gets with the official Standard
-// Webhooks library and by X-Signature. The commands listen and demo, and the tests, receive with it.
+// Package receiver is the other end of a webhook: a handler that verifies what it gets as the receivers of a format would:
+// with the official Standard Webhooks library, by X-Signature, and by the signature of the format where it has one. The
+// commands listen and demo, and the tests, receive with it.
 package receiver
 
 import (
@@ -7,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,17 +22,19 @@ import (
 type Receipt struct {
 	Path   string
 	ID     string // webhook-id
-	Type   string
+	Type   string // in the words of the format; of an array, that of its first event
 	Test   bool
 	Body   []byte
 	Header http.Header
 	At     time.Time
-	// Problem is what is wrong with the request: nil when both signatures are right.
+	// Problem is what is wrong with the request: nil when all signatures are right, and the body is of the format.
 	Problem error
 }
 
 // A Receiver answers webhooks. Its functions are called from many goroutines.
 type Receiver struct {
+	// Format is that of the bodies; "" is standard.
+	Format string
 	// Secret is the signing secret of a path.
 	Secret func(path string) string
 	// Answer decides the status of a receipt, and may write headers and a body; it runs before the answer is sent, so
@@ -48,19 +50,14 @@ func (v *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errors.Join(
 			verifyStandard(v.Secret(r.URL.Path), body, r.Header),
 			verifyXSignature(v.Secret(r.URL.Path), body, r.Header.Get("X-Signature")))
-	}
-	var envelope struct {
-		ID   string `json:"id"`
-		Type string `json:"type"`
-		Test bool   `json:"test"`
+		if v.Format == "sendgrid" {
+			err = errors.Join(err, verifySendGrid(v.Secret(r.URL.Path), body, r.Header))
+		}
 	}
 	if err == nil {
-		err = json.Unmarshal(body, &envelope)
+		err = v.readBody(&receipt)
 	}
-	if err == nil && envelope.ID != receipt.ID {
-		err = fmt.Errorf("webhook-id is %s but the body's id is %s", receipt.ID, envelope.ID)
-	}
-	receipt.Type, receipt.Test, receipt.Problem = envelope.Type, envelope.Test, err
+	receipt.Problem = err
 	v.Answer(w, receipt)
 }
 
