@@ -52,8 +52,11 @@ func (s *server) unblock(ctx context.Context, who caller, key db.UnblockParams, 
 		return nil, fmt.Errorf("parse own id: %w", err)
 	}
 	unblocked, err := s.queries.Unblock(ctx, key)
-	if err != nil || unblocked.Unblocked == 0 {
-		return made, nil // a worker's sweep finds it
+	if err != nil {
+		return nil, fmt.Errorf("unblock delivery: %w", err) // a worker's sweep does it
+	}
+	if unblocked.Unblocked == 0 {
+		return made, nil
 	}
 	if err := s.queries.NotifyWorkers(ctx, ""); err != nil {
 		return nil, fmt.Errorf("notify workers: %w", err)

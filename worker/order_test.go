@@ -213,12 +213,12 @@ func TestBlockedDeliveriesExpire(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	id := b.subscribe(t, "/", "email", "ordering = 'recipient'", "status = 'paused'")
-	w, stop := b.run(t, b.config())
+	_, stop := b.run(t, b.config())
 	b.emitQueues(t, 2, 10)
 	dbtest.Eventually(t, "held", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.deliveries") == 20 })
 	stop()
 	b.Exec(t, "UPDATE mailhook.deliveries SET created_at = now() - interval '8 days', next_attempt_at = CASE WHEN next_attempt_at < 'infinity' THEN now() - interval '8 days' ELSE 'infinity' END WHERE event_id <= 10")
-	w = b.idleWorker(t, b.config())
+	w := b.idleWorker(t, b.config())
 	if n, err := w.q.ExpireBlocked(t.Context(), db.ExpireBlockedParams{MaxAge: 7 * 24 * time.Hour, MaxRows: smallBatch}); err != nil || n != 8 {
 		t.Fatalf("%d blocked ones expired: %v", n, err)
 	}
