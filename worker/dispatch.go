@@ -20,6 +20,8 @@ const (
 	targetDeliveries = 4000
 	// batchBytes bounds the event data of one dispatch.
 	batchBytes = 8 << 20
+	// slowBatch is how long one dispatch should take at most: what an account's filters cost is not known before.
+	slowBatch = time.Second
 	// retryPause is how long a dispatch that failed waits for the next, doubled up to a second.
 	retryPause = 20 * time.Millisecond
 	// firstBatch is the number of rows while nothing is known of the fan-out.
@@ -138,9 +140,14 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 		return d.halve(ctx, after, probes, rows)
 	}
 	if err != nil {
+		if sqlState(err) == "57014" { // its time was over, and the same batch would take as long again
+			d.limit = max(1, rows/2)
+		}
 		return 0, err
 	}
-	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
+	if d.limit = min(d.w.cfg.BatchRows, 2*d.limit); time.Since(now) > slowBatch {
+		d.limit = max(1, len(taken)/2)
+	}
 	d.full = len(taken) >= rows || dataBytes(taken) >= batchBytes/2
 	d.learn(taken, time.Now())
 	if !d.full {

@@ -16,6 +16,7 @@ type metrics struct {
 	attempts          *prometheus.CounterVec
 	attemptSeconds    prometheus.Histogram
 	deliveriesEnded   *prometheus.CounterVec
+	permanentFailures prometheus.Counter
 	dispatchSeconds   prometheus.Histogram
 	claimSeconds      prometheus.Histogram
 	recordSeconds     prometheus.Histogram
@@ -45,6 +46,7 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 	m.attemptSeconds = seconds("attempt_seconds", "Duration of an attempt, from the dial to the end of the answer.")
 	m.deliveriesEnded = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "deliveries_total",
 		Help: "Deliveries that ended with a recorded attempt, by how: delivered, exhausted, cancelled."}, []string{"ended_as"}))
+	m.permanentFailures = counter("deliveries_permanent_total", "Deliveries that ended as exhausted at once, because what the channel sends to will never take them.")
 	m.dispatchSeconds = seconds("dispatch_seconds", "Duration of a dispatch that found rows.")
 	m.claimSeconds = seconds("claim_seconds", "Duration of a claim.")
 	m.recordSeconds = seconds("record_seconds", "Duration of recording a batch of outcomes.")
@@ -96,6 +98,7 @@ func (m *metrics) ended(rows []db.RecordRow) (recorded int) {
 		if row.EndedAs != "" {
 			m.deliveriesEnded.WithLabelValues(row.EndedAs).Add(float64(row.Deliveries))
 		}
+		m.permanentFailures.Add(float64(row.Permanent))
 	}
 	return recorded
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
@@ -30,6 +31,14 @@ func (e *explainer) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 		return nil, err
 	}
 	return e.Pool.Query(ctx, "SELECT WHERE false")
+}
+
+// QueryRow explains as Query does, and answers no row.
+func (e *explainer) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if rows, err := e.Query(ctx, sql, args...); err == nil {
+		rows.Close()
+	}
+	return e.Pool.QueryRow(ctx, "SELECT WHERE false")
 }
 
 // A genericExplainer asks for the generic plan: that of a prepared statement.
@@ -149,6 +158,17 @@ func TestPlans(t *testing.T) {
 			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
 				t.Errorf("the claim sorts deliveries:\n%s", e.plan)
+			}
+
+			if _, err := db.New(e).AdvanceEventReplay(t.Context(), db.AdvanceEventReplayParams{MaxScanned: replayScan}); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				t.Fatal(err)
+			}
+			if !strings.Contains(e.plan, "events_account_id_inserted_at") && !strings.Contains(e.plan, "account_id_inserted_at_id_idx") {
+				t.Errorf("the replay does not read by account:\n%s", e.plan)
+			}
+			forbid(t, "replay", e.plan, "events", "deliveries", "subscriptions", "dead_letters")
+			if regexp.MustCompile(`Sort Key: l(_\d+)?\.inserted_at`).MatchString(e.plan) && !strings.Contains(e.plan, "Merge Append") {
+				t.Errorf("the replay sorts what is left of an account's events:\n%s", e.plan)
 			}
 		})
 	}

@@ -10,6 +10,8 @@ import (
 	"net/textproto"
 	"sync/atomic"
 	"time"
+
+	"mailhook/db/format"
 )
 
 // A sender makes one request after the other. What a request needs and the next can use again, it keeps: the context
@@ -23,10 +25,14 @@ type sender struct {
 	dials     dials
 	connected atomic.Bool
 	answer    []byte
+	show      func(*http.Request) // if not nil, gets each request before it is sent
 }
 
+// leastAnswer is how much of an answer a format may look at (IsTaken).
+const leastAnswer = 1 << 10
+
 func (c *client) newSender(ctx context.Context) *sender {
-	s := &sender{client: c, parent: ctx, answer: make([]byte, c.excerptBytes)}
+	s := &sender{client: c, parent: ctx, answer: make([]byte, max(c.excerptBytes, leastAnswer))}
 	s.renew()
 	return s
 }
@@ -54,7 +60,7 @@ func (s *sender) close() {
 // attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
 // answer too, ends with the subscription's timeout.
 func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
-	o = outcome{delivery: d, startedAt: time.Now()}
+	o = outcome{delivery: d, startedAt: time.Now(), retryAfter: to.format.RetryAfter}
 	s.connected.Store(false)
 	s.timer.Reset(to.timeout)
 	defer func() {
@@ -66,11 +72,11 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 	}()
 	request, err := s.request(to, d, o.startedAt)
 	if err != nil {
-		o.word = outcomeRenderFailed
-		if errors.Is(err, errNoSecret) {
-			o.word = outcomeNoSecret
-		}
+		o.word = requestOutcome(err)
 		return o
+	}
+	if s.show != nil {
+		s.show(request)
 	}
 	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
@@ -83,24 +89,33 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 		return o
 	}
 	defer response.Body.Close() //nolint:errcheck // nothing to do about it
-	o.word = statusOutcome(response.StatusCode, to.only200)
-	o.statusCode = response.StatusCode
-	o.retryAfter = retryAfter(response.Header, time.Now())
+	var answer []byte
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		o.excerpt = hide(s.read(response.Body), to.hidden)
+		answer = s.read(response.Body)
+		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), s.client.excerptBytes)]), to.hidden)
 	}
+	o.answered(to.format, to.only200, response, answer)
 	o.duration = time.Since(o.startedAt)
 	return o
 }
 
-// read keeps the first bytes of an answer, and reads a little further so that the connection can be used again.
+// requestOutcome is the word for a request that could not be made.
+func requestOutcome(err error) string {
+	if errors.Is(err, errNoSecret) {
+		return outcomeNoSecret
+	}
+	return outcomeRenderFailed
+}
+
+// read answers the first bytes of a body, until the next call, and reads a little further so that the connection can be used
+// again.
 func (s *sender) read(body io.Reader) []byte {
 	n, err := io.ReadFull(body, s.answer)
 	if err == nil {
 		io.CopyN(io.Discard, body, 16<<10) //nolint:errcheck // the status has decided
 	}
-	return bytes.Clone(s.answer[:n])
+	return s.answer[:n]
 }
 
 var errNoFormat = errors.New("its format is of a newer version")
@@ -108,6 +123,9 @@ var errNoFormat = errors.New("its format is of a newer version")
 func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Request, error) {
 	if to.format.Render == nil {
 		return nil, errNoFormat
+	}
+	if len(to.keys) == 0 { // then its secrets are not there either
+		return nil, errNoSecret
 	}
 	body, err := d.event.body(to.format, to.target)
 	if err != nil {
@@ -132,13 +150,16 @@ func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Re
 	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
 	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
 	request.Header["Idempotency-Key"] = nil
-	if err := sign(request.Header, d.event.publicID(), now, body, to.keys); err != nil {
-		return nil, err
+	return request, signAll(request.Header, to, d.event.publicID(), now, body)
+}
+
+// signAll sets what receivers verify by. The services behind the other channels have no secret to verify with, so they get none.
+func signAll(header http.Header, to *subscription, id string, now time.Time, body []byte) error {
+	if to.format.Channel != format.Web {
+		return nil
 	}
-	if to.format.Sign != nil {
-		if err := to.format.Sign(request.Header, now, body, to.keys); err != nil {
-			return nil, err
-		}
+	if err := sign(header, id, now, body, to.keys); err != nil || to.format.Sign == nil {
+		return err
 	}
-	return request, nil
+	return to.format.Sign(header, now, body, to.keys)
 }

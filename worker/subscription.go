@@ -40,6 +40,17 @@ type subscription struct {
 	parsed    *url.URL
 }
 
+// in is the subscription with another format of its channel.
+func (s *subscription) in(name string) *subscription {
+	f, _ := format.Find(name) // one that is not known renders nothing
+	if f.Channel != s.format.Channel {
+		f = format.Format{}
+	}
+	return &subscription{
+		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout,
+	}
+}
+
 // address is the URL to send to.
 func (s *subscription) address() (*url.URL, error) {
 	s.parseOnce.Do(func() { s.parsed, _ = url.Parse(s.url) })
@@ -165,8 +176,11 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}
 	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
+	if s.format.Channel != row.ChannelType {
+		s.format = format.Format{}
+	}
 	if err := s.unseal(c.keyring, row); err != nil {
-		s.keys, s.headers = nil, nil
+		s.keys, s.headers, s.target = nil, nil, nil
 		s.reloadAt = earlier(s.reloadAt, time.Now().Add(parkedReload))
 		if row.Exists && (before == nil || before.keys != nil) {
 			c.log.Error("a subscription's secrets cannot be opened: its attempts end as no_secret", "subscription_id", db.FormatID(db.SubscriptionPrefix, row.ID), "error", err)
