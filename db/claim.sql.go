@@ -233,7 +233,7 @@ claimed AS (
   UPDATE mailhook.deliveries AS d
   SET leased_by = $6::uuid, lease_id = $13::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
@@ -243,6 +243,7 @@ SELECT resume.subscription_id AS resume_after,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
+  coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
   coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,
@@ -324,6 +325,7 @@ type ClaimRow struct {
 	DeliveryID      *uuid.UUID
 	SubscriptionID  uuid.UUID
 	Attempt         int32
+	OrderKey        int64
 	AccountID       string
 	EventType       string
 	IsUrgent        bool
@@ -398,6 +400,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.DeliveryID,
 			&i.SubscriptionID,
 			&i.Attempt,
+			&i.OrderKey,
 			&i.AccountID,
 			&i.EventType,
 			&i.IsUrgent,

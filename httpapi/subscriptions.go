@@ -32,6 +32,7 @@ type Subscription struct {
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
+	Ordering           string        `json:"ordering" enum:"none,message,recipient"`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
@@ -317,6 +318,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
+		Ordering:           row.Ordering,
 		CreatedAt:          Timestamp(row.CreatedAt),
 		UpdatedAt:          Timestamp(row.UpdatedAt),
 	}

@@ -249,5 +249,5 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID, urgent bool) 
 	if !row.EventFound {
 		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
-	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, event: e}
+	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, orderKey: row.OrderKey, event: e}
 }

@@ -71,8 +71,9 @@ type delivery struct {
 	id             uuid.UUID
 	leaseID        uuid.UUID
 	subscriptionID uuid.UUID
-	attempt        int  // made before this one
-	claimed        bool // by claim, not by dispatch
-	urgent         bool // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
+	attempt        int   // made before this one
+	claimed        bool  // by claim, not by dispatch
+	urgent         bool  // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
+	orderKey       int64 // 0: in no order
 	event          *event
 }

@@ -147,6 +147,9 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	signal(d.w.busy)
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
+	if isHeadTaken(err) {
+		return 1, nil // look again at once
+	}
 	if isDataError(err) {
 		return d.halve(ctx, after, probes, rows)
 	}
@@ -235,9 +238,14 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
+		// The urgent lane waits for nobody's turn: what has an order it inserts blocked.
+		q, inTurn := w.urgentQ, w.state.ordered() && !d.urgent
+		if inTurn {
+			q = db.New(db.InTurn(w.urgentPool, dispatchTurn))
+		}
+		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
-			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
+			InTurn: inTurn, WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
 			IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IDPrefix: idPrefix(), IsUrgent: d.urgent,
 		})
 		return err
@@ -253,7 +261,8 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w.start(d.requests, deliveries)
 	d.leftSome = false
 	if len(taken) > 0 {
-		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
+		w.headless.add(blockedKeys(taken)...)
+		if int(taken[0].Deliveries-taken[0].Blocked) > len(deliveries) { // some were written as waiting
 			signal(w.due)
 			d.leftSome = len(deliveries) >= free // and not for their subscription's sake
 		}
@@ -295,7 +304,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*
 	}
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], urgent: urgent, event: events[listed.EventIDs[i]]}
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], urgent: urgent, orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]]}
 	}
 	return deliveries
 }

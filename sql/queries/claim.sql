@@ -214,7 +214,7 @@ claimed AS (
   UPDATE mailhook.deliveries AS d
   SET leased_by = @worker_id::uuid, lease_id = @lease_id::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
@@ -224,6 +224,7 @@ SELECT resume.subscription_id AS resume_after,
   c.id AS delivery_id,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
+  coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
   coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,
