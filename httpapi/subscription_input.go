@@ -34,6 +34,7 @@ type SubscriptionInput struct {
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
 
 type channelInput struct {
@@ -125,6 +126,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
+	found = append(found, applyBatch(in.Batch, to)...)
 	return sealed, found
 }
 
