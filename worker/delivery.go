@@ -2,6 +2,7 @@ package worker
 
 import (
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -73,4 +74,12 @@ type delivery struct {
 	attempt        int  // made before this one
 	claimed        bool // by claim, not by dispatch
 	event          *event
+
+	// requests is how many with batches of its subscription may be under way in this process; 0: it gets no batches.
+	requests int
+	batchID  uuid.UUID // to be sent with the others of this one; the zero id: with any
+	isProbe  bool      // of an open circuit: no others will come
+	since    time.Time // it waits in this process
 }
+
+func (d *delivery) isBatched() bool { return d.requests > 0 }

@@ -192,13 +192,14 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	// Once more under the lock: a claim may have taken of it.
 	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
 	free, bytes = max(0, min(free, room.dispatch)), min(bytes, room.bytes)
+	batched := min(room.batched, targetDeliveries)
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
 		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
-			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
+			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(batched), //nolint:gosec // at most MaxInFlight, and targetDeliveries
 			IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits, IDPrefix: idPrefix(),
 		})
 		return err
@@ -254,9 +255,14 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
 		}}
 	}
+	requests := make(map[uuid.UUID]int, len(listed.BatchingIDs))
+	for i, id := range listed.BatchingIDs {
+		requests[id] = int(listed.BatchingRequests[i])
+	}
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], event: events[listed.EventIDs[i]]}
+		to := listed.SubscriptionIDs[i]
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, event: events[listed.EventIDs[i]], requests: requests[to]}
 	}
 	return deliveries
 }

@@ -22,12 +22,17 @@ type leases struct {
 	claimed        int // of these, by claim
 	unrecorded     int // without one any more
 	bytes          int64
+	batched        int           // deliveries that wait for a batch or travel in one: without a slot
+	batchedBytes   int64         // of event data, that of two deliveries of one event twice
+	requests       int           // with batches, each with a slot
+	starved        bool          // a batch waits for a slot
+	unstarved      chan struct{} // there may be one
 	freed          chan struct{} // closed and replaced when something is given up
 	toldAt         time.Time
 }
 
 func newLeases() *leases {
-	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, freed: make(chan struct{})}
+	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, freed: make(chan struct{}), unstarved: make(chan struct{}, 1)}
 }
 
 // expect makes a fresh lease id and remembers it before the database can know it.
@@ -48,17 +53,27 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 		return
 	}
 	l.remembered[id] = len(deliveries)
-	l.deliveries += len(deliveries)
 	for _, d := range deliveries {
-		if d.claimed {
-			l.claimed++
-		}
-		l.take(d.subscriptionID)
+		l.count(d, 1)
+		l.take(d)
 		if d.event.holders == 0 {
 			l.bytes += d.event.size()
 		}
 		d.event.holders++
 	}
+}
+
+// count adds a delivery to those in memory, or takes it out (-1).
+func (l *leases) count(d *delivery, by int) {
+	switch {
+	case d.isBatched():
+		l.batched += by
+		l.batchedBytes += int64(by) * d.event.size()
+		return
+	case d.claimed:
+		l.claimed += by
+	}
+	l.deliveries += by
 }
 
 // finished frees the slot of a delivery whose request is over, after some time.
@@ -73,6 +88,24 @@ func (l *leases) finished(d *delivery, took time.Duration) {
 	if l.unrecorded <= 0 || time.Since(l.toldAt) > time.Millisecond {
 		l.tell()
 	}
+}
+
+// sent is finished for the deliveries of a batch, whose slot is given back by end.
+func (l *leases) sent(deliveries []*delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range deliveries {
+		l.free(d)
+	}
+	l.unrecorded += len(deliveries)
+	l.tell()
+}
+
+// isCrowded says that there is little room left for deliveries that wait for others.
+func (l *leases) isCrowded(maxDeliveries int, maxBytes int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.batched > batchedOfEachSlot*maxDeliveries*3/4 || l.batchedBytes > maxBytes/3
 }
 
 // recorded gives up the deliveries of outcomes.
@@ -98,11 +131,9 @@ func (l *leases) returned(batch []returned) {
 }
 
 func (l *leases) free(d *delivery) {
+	l.count(d, -1)
 	l.leave(d.subscriptionID)
-	l.deliveries--
-	if d.claimed {
-		l.claimed--
-	}
+	l.feed()
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
 		d.event.empty() // its outcomes may wait a while
@@ -125,12 +156,13 @@ func (l *leases) tell() {
 func (l *leases) held() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.deliveries + l.unrecorded
+	return l.deliveries + l.batched + l.unrecorded
 }
 
 // A room is what may still come in.
 type room struct {
 	dispatch, claim int   // deliveries
+	batched         int   // deliveries for batches
 	bytes           int64 // of event data
 	more            <-chan struct{}
 }
@@ -141,11 +173,18 @@ type room struct {
 func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	free, share := maxDeliveries-l.deliveries, maxDeliveries-maxDeliveries/4
-	return room{
+	free, share := maxDeliveries-l.deliveries-l.requests, maxDeliveries-maxDeliveries/4
+	if l.starved {
+		free -= max(1, maxDeliveries/8) // what becomes free next is for batches
+	}
+	r := room{
 		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
 		bytes: maxBytes - l.bytes, more: l.freed,
 	}
+	if l.batchedBytes < maxBytes/2 {
+		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched)
+	}
+	return r
 }
 
 // forgotten filters the leases that are not remembered.
@@ -166,7 +205,7 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 	deadline := time.After(within)
 	for {
 		l.mu.Lock()
-		n, freed := l.deliveries+l.unrecorded, l.freed
+		n, freed := l.deliveries+l.batched+l.unrecorded, l.freed
 		l.mu.Unlock()
 		if n == 0 {
 			return true
@@ -213,6 +252,13 @@ func (w *Worker) returnForgotten(ctx context.Context) {
 type returned struct {
 	delivery *delivery
 	delay    time.Duration // not to be started again before
+}
+
+// putBack hands deliveries to giveBack.
+func (w *Worker) putBack(deliveries []*delivery, delay time.Duration) {
+	for _, d := range deliveries {
+		w.returns <- returned{d, delay}
+	}
 }
 
 // giveBack returns deliveries that were not started, in batches.

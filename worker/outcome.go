@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mailhook/db/egress"
 )
 
@@ -35,6 +37,7 @@ const (
 	outcomeBlockedAddress  = "blocked_address"
 	outcomeRenderFailed    = "render_failed"
 	outcomeNoSecret        = "no_secret"
+	outcomePartialFailure  = "partial_failure"
 )
 
 // An outcome is what came of one attempt, as it is recorded.
@@ -46,6 +49,12 @@ type outcome struct {
 	duration   time.Duration
 	retryAfter time.Duration // 0: none asked for
 	excerpt    []byte
+
+	// Of one that failed in a batch: those with the same batchID are put off together, by the same jitter. Of the failures of
+	// a batch one counts against the endpoint.
+	batchID   uuid.UUID
+	jitter    float64
+	uncounted bool
 }
 
 // delivered: 2xx, and nothing else. Everything else is retried on the schedule; people repair 4xx, too.
@@ -53,6 +62,16 @@ func (o outcome) delivered() bool { return o.word == outcomeOK }
 
 // suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
 func (o outcome) suspends() bool { return o.word == outcomeHTTP410 }
+
+// refuses: the receiver will not have this batch, because of one of its events perhaps, or of their number. What is about
+// the endpoint, whatever it is sent, refuses nothing.
+func (o outcome) refuses() bool {
+	switch o.statusCode {
+	case http.StatusRequestTimeout, http.StatusGone, http.StatusTooManyRequests:
+		return false
+	}
+	return o.statusCode >= 400 && o.statusCode <= 499
+}
 
 // slows: the receiver has more than it can take, or says so (RFC 9110, 15.6.3 to 15.6.5; RFC 6585, 4): fewer requests go
 // there, and none before its Retry-After.

@@ -51,10 +51,41 @@ func (s *sender) close() {
 	s.dials.close()
 }
 
-// attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
-// answer too, ends with the subscription's timeout.
-func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
-	o = outcome{delivery: d, startedAt: time.Now()}
+// A message is what a request carries.
+type message struct {
+	id, contentType string
+	body            []byte
+	// mostRead is how much of the answer to a success is read, because it may say something; 0: nothing but an excerpt.
+	mostRead int64
+}
+
+// message is the request body of one delivery.
+func (s *subscription) message(d *delivery) (message, error) {
+	if s.format.Render == nil {
+		return message{}, errNoFormat
+	}
+	body, err := d.event.body(s.format, s.target)
+	return message{id: d.event.publicID(), contentType: s.format.ContentType, body: body}, err
+}
+
+// attempt makes one request about one delivery and says what came of it.
+func (s *sender) attempt(to *subscription, d *delivery) outcome {
+	if to.batch != nil {
+		return s.attemptAlone(to, d)
+	}
+	m, err := to.message(d)
+	o := outcome{word: outcomeRenderFailed, startedAt: time.Now()}
+	if err == nil {
+		o, _ = s.post(to, m)
+	}
+	o.delivery = d
+	return o
+}
+
+// post makes one request and says what came of it, and, of a success, what was answered as far as it is asked for. It never
+// follows a redirect, and the whole of it, reading the answer too, ends with the subscription's timeout.
+func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
+	o = outcome{startedAt: time.Now()}
 	s.connected.Store(false)
 	s.timer.Reset(to.timeout)
 	defer func() {
@@ -64,34 +95,39 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 			s.renew()
 		}
 	}()
-	request, err := s.request(to, d, o.startedAt)
+	request, err := s.request(to, m, o.startedAt)
 	if err != nil {
 		o.word = outcomeRenderFailed
 		if errors.Is(err, errNoSecret) {
 			o.word = outcomeNoSecret
 		}
-		return o
+		return o, nil
 	}
 	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
-		return o
+		return o, nil
 	}
 	response, err := s.client.transports.of(to.scope).RoundTrip(request)
 	if err != nil {
 		o.word = errorOutcome(err, s.connected.Load())
 		o.duration = time.Since(o.startedAt)
-		return o
+		return o, nil
 	}
 	defer response.Body.Close() //nolint:errcheck // nothing to do about it
 	o.word = statusOutcome(response.StatusCode)
 	o.statusCode = response.StatusCode
 	o.retryAfter = retryAfter(response.Header, time.Now())
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
-	if response.StatusCode != http.StatusSwitchingProtocols {
+	switch {
+	case response.StatusCode == http.StatusSwitchingProtocols:
+	case m.mostRead > 0 && o.delivered():
+		answer, _ = io.ReadAll(io.LimitReader(response.Body, m.mostRead)) // what came is what was said
+		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), len(s.answer))]), to.hidden)
+	default:
 		o.excerpt = hide(s.read(response.Body), to.hidden)
 	}
 	o.duration = time.Since(o.startedAt)
-	return o
+	return o, answer
 }
 
 // read keeps the first bytes of an answer, and reads a little further so that the connection can be used again.
@@ -105,14 +141,8 @@ func (s *sender) read(body io.Reader) []byte {
 
 var errNoFormat = errors.New("its format is of a newer version")
 
-func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Request, error) {
-	if to.format.Render == nil {
-		return nil, errNoFormat
-	}
-	body, err := d.event.body(to.format, to.target)
-	if err != nil {
-		return nil, err
-	}
+func (s *sender) request(to *subscription, m message, now time.Time) (*http.Request, error) {
+	body := m.body
 	target, err := to.address()
 	if err != nil {
 		return nil, err
@@ -127,12 +157,12 @@ func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Re
 	for name, value := range to.headers {
 		request.Header.Set(name, value)
 	}
-	values := []string{to.format.ContentType, s.client.userAgent}
+	values := []string{m.contentType, s.client.userAgent}
 	request.Header["Content-Type"], request.Header["User-Agent"] = values[:1:1], values[1:]
 	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
 	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
 	request.Header["Idempotency-Key"] = nil
-	if err := sign(request.Header, d.event.publicID(), now, body, to.keys); err != nil {
+	if err := sign(request.Header, m.id, now, body, to.keys); err != nil {
 		return nil, err
 	}
 	if to.format.Sign != nil {

@@ -31,6 +31,7 @@ type subscription struct {
 	hidden     [][]byte // must not come back in excerpts
 	keys       [][]byte // newest first; none: no request may be made
 	timeout    time.Duration
+	batch      *batching // nil: one event a request
 	mayStart   bool
 	limiter    *rate.Limiter // nil: no limit
 	reloadAt   time.Time
@@ -161,6 +162,9 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
+	}
+	if row.BatchMaxEvents > 0 {
+		s.batch = &batching{int(row.BatchMaxEvents), time.Duration(row.BatchMaxWaitMS) * time.Millisecond}
 	}
 	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
 	if err := s.unseal(c.keyring, row); err != nil {

@@ -55,7 +55,8 @@ type Worker struct {
 	state    pulseState
 	cache    *subscriptionCache
 	client   *client
-	started  chan *delivery // taken by a sender that has nothing to do
+	batches  *batches
+	started  chan job // taken by a sender that has nothing to do
 	outcomes chan outcome
 	returns  chan returned
 
@@ -111,13 +112,14 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 
 		leases:   newLeases(),
 		client:   newClient(cfg),
-		started:  make(chan *delivery),
+		started:  make(chan job),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
 		returns:  make(chan returned, cfg.MaxInFlight),
 		events:   make(chan struct{}, 1),
 		tests:    make(chan struct{}, 1),
 		due:      make(chan struct{}, 1),
 	}
+	w.batches = newBatches(w)
 	w.state.changed = make(chan struct{}, 1)
 	w.deaf.Store(pool.Pooled())
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
@@ -180,7 +182,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var lasting, loops errgroup.Group
-	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack} {
+	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.batches.run} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
 	if w.state.crew() > 1 {
@@ -221,13 +223,16 @@ func (w *Worker) Ready() error {
 	return w.state.alive(time.Now())
 }
 
-// finish waits for the requests in flight, at most the grace and the moment that aborted ones need.
+// finish sends what waits for a batch, and waits for the requests in flight, at most the grace and the moment that aborted
+// ones need.
 func (w *Worker) finish(abort func()) {
+	w.batches.hurry()
 	if w.leases.waitEmpty(w.cfg.Grace) {
 		return
 	}
 	w.cfg.Log.Warn("grace is over: aborting requests in flight", "deliveries", w.leases.held())
 	abort()
+	w.putBack(w.batches.takeAllBack(), 0)
 	w.leases.waitEmpty(5 * time.Second)
 }
 

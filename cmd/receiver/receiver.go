@@ -3,6 +3,7 @@
 package receiver
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -24,6 +25,7 @@ type Receipt struct {
 	ID     string // webhook-id
 	Type   string
 	Test   bool
+	Events []string // ids in the body: one, or those of a batch
 	Body   []byte
 	Header http.Header
 	At     time.Time
@@ -49,19 +51,43 @@ func (v *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			verifyStandard(v.Secret(r.URL.Path), body, r.Header),
 			verifyXSignature(v.Secret(r.URL.Path), body, r.Header.Get("X-Signature")))
 	}
-	var envelope struct {
-		ID   string `json:"id"`
-		Type string `json:"type"`
-		Test bool   `json:"test"`
-	}
 	if err == nil {
-		err = json.Unmarshal(body, &envelope)
+		err = receipt.read()
 	}
-	if err == nil && envelope.ID != receipt.ID {
-		err = fmt.Errorf("webhook-id is %s but the body's id is %s", receipt.ID, envelope.ID)
-	}
-	receipt.Type, receipt.Test, receipt.Problem = envelope.Type, envelope.Test, err
+	receipt.Problem = err
 	v.Answer(w, receipt)
+}
+
+// An envelope is what every event of format standard has.
+type envelope struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+	Test bool   `json:"test"`
+}
+
+// read takes type and ids from the body: an event, or an array of them under the id of a batch.
+func (r *Receipt) read() error {
+	var events []envelope
+	isArray := bytes.HasPrefix(r.Body, []byte("["))
+	if !isArray {
+		var one envelope
+		if err := json.Unmarshal(r.Body, &one); err != nil {
+			return err
+		}
+		events = []envelope{one}
+	} else if err := json.Unmarshal(r.Body, &events); err != nil {
+		return err
+	} else if len(events) == 0 || !strings.HasPrefix(r.ID, "bat_") {
+		return fmt.Errorf("%d events in an array under the webhook-id %s", len(events), r.ID)
+	}
+	for _, e := range events {
+		r.Events = append(r.Events, e.ID)
+	}
+	r.Type, r.Test = events[0].Type, events[0].Test
+	if !isArray && events[0].ID != r.ID {
+		return fmt.Errorf("webhook-id is %s but the body's id is %s", r.ID, events[0].ID)
+	}
+	return nil
 }
 
 func verifyStandard(secret string, body []byte, header http.Header) error {

@@ -12,6 +12,7 @@ CREATE TABLE mailhook.deliveries (
   lease_id          uuid,
   last_outcome      text,
   replay_id         uuid,
+  batch_id          uuid,
   created_at        timestamptz NOT NULL,
   CONSTRAINT deliveries_id_pkey PRIMARY KEY (id),
   CONSTRAINT deliveries_lease_check CHECK ((leased_by IS NULL) = (lease_id IS NULL))
@@ -29,6 +30,8 @@ CREATE INDEX deliveries_next_attempt_at_idx ON mailhook.deliveries (next_attempt
 CREATE INDEX deliveries_leased_by_subscription_id_idx ON mailhook.deliveries (leased_by, subscription_id) WHERE lease_id IS NOT NULL;
 -- For the deliveries of an event, for replays that skip unfinished pairs, and for retention, which asks for the oldest.
 CREATE INDEX deliveries_event_inserted_at_event_id_idx ON mailhook.deliveries (event_inserted_at, event_id);
+-- A claim that takes one of a failed batch takes all of it.
+CREATE INDEX deliveries_batch_id_idx ON mailhook.deliveries (batch_id) WHERE batch_id IS NOT NULL AND lease_id IS NULL;
 
 COMMENT ON TABLE mailhook.deliveries IS 'One event for one subscription, unfinished. No foreign keys, on purpose: they would lock rows of subscriptions and events on the hot path. Whether one is held follows from its subscription and account.';
 COMMENT ON COLUMN mailhook.deliveries.attempt IS 'How many attempts have been made.';
@@ -36,6 +39,7 @@ COMMENT ON COLUMN mailhook.deliveries.next_attempt_at IS 'Due from then on, by t
 COMMENT ON COLUMN mailhook.deliveries.leased_by IS 'The worker that holds it; NULL while it waits.';
 COMMENT ON COLUMN mailhook.deliveries.lease_id IS 'Fresh with every dispatch or claim call: an outcome is recorded only by the holder of this lease.';
 COMMENT ON COLUMN mailhook.deliveries.replay_id IS 'The replay that made it.';
+COMMENT ON COLUMN mailhook.deliveries.batch_id IS 'Deliveries that failed in one batch and are sent in one batch again have the same; a part that was cut from it has another. NULL: may be sent with any.';
 
 CREATE TABLE mailhook.attempts (
   started_at        timestamptz NOT NULL,

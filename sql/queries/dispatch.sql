@@ -2,7 +2,10 @@
 -- below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 -- already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 -- It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
--- them (the first by id) lists the leased deliveries: three arrays of the same length.
+-- them (the first by id) lists the leased deliveries: three arrays of the same length; and the subscriptions that get
+-- batches, with how many requests of each may be under way here. Deliveries for batches have free slots of their own
+-- (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
+-- bounded by the worker.
 --
 -- Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 -- of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
@@ -161,7 +164,7 @@ logged AS (
 -- gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 -- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.batch_max_events,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -178,7 +181,7 @@ matched AS (
     OFFSET 0
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip
     FROM mailhook.subscriptions AS b
     WHERE b.id = named.subscription_id
@@ -224,11 +227,13 @@ elsewhere AS MATERIALIZED (
 -- limit, less what it has in flight.
 roomy AS MATERIALIZED (
   SELECT r.*,
+    CASE WHEN r.batch_max_events IS NOT NULL THEN mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) END AS requests,
     r.may_start AND r.nth <= least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid),
-      r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) * coalesce(r.batch_max_events, 1),
+      r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
       (@limits::jsonb ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)
+      CASE WHEN r.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)
       - coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
@@ -241,11 +246,21 @@ inserted AS (
     CASE WHEN f.leased THEN @worker_id::uuid END,
     CASE WHEN f.leased THEN @lease_id::uuid END
   FROM (
-    SELECT y.*, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= @free_slots::int AS leased
+    SELECT y.*, row_number() OVER in_order AS nth_of_all,
+      y.has_room AND CASE
+        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= @free_slots::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= @free_batched::int
+      END AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
   RETURNING id, subscription_id, event_id, lease_id
+),
+batching AS MATERIALIZED (
+  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries
+  FROM roomy AS y
+  WHERE y.batch_max_events IS NOT NULL
+  GROUP BY y.subscription_id
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -262,9 +277,12 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
+  (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
 FROM accepted AS a;
 
 -- PeekOutbox is the first id that a dispatch would take; no row when there is none. The row may be locked.
