@@ -165,7 +165,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
 		FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
 		MaxBytes: min(room.bytes, batchBytes),
-		IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
+		IsNew:    w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {

@@ -40,7 +40,8 @@ type dispatcher struct {
 	floor   floor
 	sweep   sweep
 	limit   int     // rows a batch: halved by a data error
-	fanOut  float64 // deliveries a row, of late
+	fanOut  float64 // deliveries a row, of late; less than 0: none was seen yet
+	batched float64 // of these, for batches
 	full    bool    // the last batch was: there is more, no need to peek
 	foundAt time.Time
 
@@ -101,7 +102,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 	defer patience.Stop()
 	for patient := true; ; {
 		room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && !patient)) {
+		if room.bytes > 0 && (d.isEnough(room) || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
 		select {
@@ -114,6 +115,12 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 			return 0, 0, false
 		}
 	}
+}
+
+// isEnough says that a batch will find its slots, of both kinds.
+func (d *dispatcher) isEnough(r room) bool {
+	n := d.w.cfg.MaxInFlight
+	return r.dispatch >= n/4 && (d.batched <= 0 || r.batched >= batchedOfEachSlot*n/4)
 }
 
 // look takes one batch and starts its deliveries. It answers how many rows it took.
@@ -157,12 +164,13 @@ func (d *dispatcher) peek(ctx context.Context, after int64, probes []int64) (id 
 }
 
 // rows is how many outbox rows to take, so that their deliveries find free slots: what finds none is written as
-// waiting and costs a claim later.
+// waiting and costs a claim later. Those for batches have enough, or have been waited for.
 func (d *dispatcher) rows(free int) int {
 	if d.fanOut < 0 {
 		return min(d.limit, firstBatch)
 	}
-	return max(1, min(d.limit, int(float64(min(free, targetDeliveries))/max(d.fanOut, 0.01))))
+	bySlots := float64(min(free, targetDeliveries)) / max(d.fanOut-d.batched, 0.01)
+	return max(1, min(d.limit, int(min(bySlots, targetDeliveries/max(d.fanOut, 0.01)))))
 }
 
 func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
@@ -176,11 +184,16 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 	slices.Sort(ids)
 	d.floor.saw(ids, now)
 	d.sweep.came(ids[len(ids)-1], now)
-	last := float64(taken[0].Deliveries) / float64(len(taken))
-	if d.fanOut < 0 || last > d.fanOut {
-		d.fanOut = last // a jump up at once, the way down slowly
+	learnRate(&d.fanOut, float64(taken[0].Deliveries)/float64(len(taken)))
+	learnRate(&d.batched, float64(taken[0].ForBatches)/float64(len(taken)))
+}
+
+// learnRate follows a jump up at once, and the way down slowly.
+func learnRate(rate *float64, last float64) {
+	if *rate < 0 || last > *rate {
+		*rate = last
 	} else {
-		d.fanOut += (last - d.fanOut) / 8
+		*rate += (last - *rate) / 8
 	}
 }
 
@@ -217,12 +230,22 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	if len(taken) > 0 {
 		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
 			signal(w.due)
-			d.leftSome = len(deliveries) >= free // and not for their subscription's sake
+			forBatches := countBatched(deliveries)
+			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched // and not for their subscription's sake
 		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
+}
+
+func countBatched(deliveries []*delivery) (n int) {
+	for _, d := range deliveries {
+		if d.isBatched() {
+			n++
+		}
+	}
+	return n
 }
 
 func dataBytes(rows []db.DispatchRow) (n int) {

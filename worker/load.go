@@ -81,10 +81,10 @@ func (l *leases) rest(id uuid.UUID, s *load) {
 type turn int
 
 const (
-	begun turn = iota
-	busy       // its subscription has as many as it may: when one of those is over, it may ask again
-	parked     // slow ones have as many as they may: when any request with a batch is over, it may ask again
-	full       // all slots are taken, or those for batches: unstarved tells when to ask again
+	begun  turn = iota
+	busy        // its subscription has as many as it may: when one of those is over, it may ask again
+	parked      // slow ones have as many as they may: when any request with a batch is over, it may ask again
+	full        // all slots are taken, or those for batches: unstarved tells when to ask again
 )
 
 // begin takes a slot for a request with a batch. most is what the subscription may have here. All of them together have
