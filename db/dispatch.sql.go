@@ -214,7 +214,6 @@ elsewhere AS MATERIALIZED (
 ),
 roomy AS MATERIALIZED (
   SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.batch_max_events, r.cap, r.may_start, r.nth,
-    CASE WHEN r.batch_max_events IS NOT NULL THEN mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid) END AS requests,
     r.may_start AND r.nth <= least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid) * coalesce(r.batch_max_events, 1),
       r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
@@ -233,7 +232,7 @@ inserted AS (
     CASE WHEN f.leased THEN $5::uuid END,
     CASE WHEN f.leased THEN $10::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.batch_max_events, y.cap, y.may_start, y.nth, y.requests, y.has_room, row_number() OVER in_order AS nth_of_all,
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.batch_max_events, y.cap, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
         WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $11::int
         ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $12::int
@@ -244,10 +243,14 @@ inserted AS (
   RETURNING id, subscription_id, event_id, lease_id
 ),
 batching AS MATERIALIZED (
-  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries
-  FROM roomy AS y
-  WHERE y.batch_max_events IS NOT NULL
-  GROUP BY y.subscription_id
+  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $5::uuid) AS requests
+  FROM (
+    SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
+    FROM roomy AS y
+    WHERE y.batch_max_events IS NOT NULL
+    GROUP BY y.subscription_id
+  ) AS b
+  CROSS JOIN crew
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,

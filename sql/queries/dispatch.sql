@@ -227,7 +227,6 @@ elsewhere AS MATERIALIZED (
 -- limit, less what it has in flight.
 roomy AS MATERIALIZED (
   SELECT r.*,
-    CASE WHEN r.batch_max_events IS NOT NULL THEN mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) END AS requests,
     r.may_start AND r.nth <= least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) * coalesce(r.batch_max_events, 1),
       r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
@@ -257,10 +256,14 @@ inserted AS (
   RETURNING id, subscription_id, event_id, lease_id
 ),
 batching AS MATERIALIZED (
-  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries
-  FROM roomy AS y
-  WHERE y.batch_max_events IS NOT NULL
-  GROUP BY y.subscription_id
+  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, @worker_id::uuid) AS requests
+  FROM (
+    SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
+    FROM roomy AS y
+    WHERE y.batch_max_events IS NOT NULL
+    GROUP BY y.subscription_id
+  ) AS b
+  CROSS JOIN crew
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
