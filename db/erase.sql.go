@@ -944,8 +944,8 @@ LOCK TABLE ONLY mailhook.events, ONLY mailhook.events_default, ONLY mailhook.att
 `
 
 // LockPartitions keeps rows from moving out of DEFAULT until commit. A statement that meets such a move waits for it with the
-// partitions already looked up, sees neither the rows' old place nor their new one, and the erasure would go on past them.
-// The parents first, as mailhook.detach_day has it.
+// partitions already looked up, sees neither the rows' old place nor their new one, and an erasure or a replay would go on past
+// them. The parents first, as mailhook.detach_day has it.
 func (q *Queries) LockPartitions(ctx context.Context) error {
 	_, err := q.db.Exec(ctx, lockPartitions)
 	return err

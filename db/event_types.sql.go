@@ -28,28 +28,87 @@ func (q *Queries) ConcreteEventType(ctx context.Context, node string) (string, e
 	return name, err
 }
 
+const findEventTypes = `-- name: FindEventTypes :many
+SELECT w.nth::int AS nth, m.event_type::text AS event_type
+FROM unnest($1::text[]) WITH ORDINALITY AS w (word, nth)
+CROSS JOIN LATERAL (
+  SELECT t.name AS event_type, 0 AS rank
+  FROM mailhook.event_types AS t
+  WHERE t.name = w.word
+  UNION ALL
+  SELECT a.event_type, CASE WHEN a.format = '' THEN 2 ELSE 1 END
+  FROM mailhook.event_type_aliases AS a
+  WHERE a.normalized = mailhook.event_word(w.word) AND a.format IN ('', $2::text)
+  ORDER BY rank
+  FETCH FIRST ROW WITH TIES
+) AS m
+ORDER BY w.nth, m.event_type
+`
+
+type FindEventTypesParams struct {
+	Words  []string
+	Format string
+}
+
+type FindEventTypesRow struct {
+	Nth       int32
+	EventType string
+}
+
+// FindEventTypes answers what each of @words means to subscriptions of a format: itself where it is registered, else the
+// types that it is an alias of, by that format or, where that has none, by none. A word without a row means none of these.
+func (q *Queries) FindEventTypes(ctx context.Context, arg FindEventTypesParams) ([]FindEventTypesRow, error) {
+	rows, err := q.db.Query(ctx, findEventTypes, arg.Words, arg.Format)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []FindEventTypesRow{}
+	for rows.Next() {
+		var i FindEventTypesRow
+		if err := rows.Scan(&i.Nth, &i.EventType); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listEventTypes = `-- name: ListEventTypes :many
-SELECT t.name, t.description, t.sample
+SELECT t.name, t.description, t.fields, t.sample,
+  coalesce((
+    SELECT json_agg(json_build_object('word', a.word, 'format', nullif(a.format, '')) ORDER BY a.format, a.normalized)
+    FROM mailhook.event_type_aliases AS a
+    WHERE a.event_type = t.name
+  ), '[]')::json AS aliases
 FROM mailhook.event_types AS t
 WHERE t.name > $1::text
+  AND ($2::text IS NULL OR t.name = $2::text)
 ORDER BY t.name
-LIMIT $2
+LIMIT $3
 `
 
 type ListEventTypesParams struct {
 	After   string
+	Name    *string
 	MaxRows int32
 }
 
 type ListEventTypesRow struct {
 	Name        string
 	Description string
+	Fields      []byte
 	Sample      []byte
+	Aliases     []byte
 }
 
-// ListEventTypes names the registered types after @after, in the order of their names.
+// ListEventTypes names the registered types after @after, in the order of their names. aliases is an array of
+// {"word", "format"}.
 func (q *Queries) ListEventTypes(ctx context.Context, arg ListEventTypesParams) ([]ListEventTypesRow, error) {
-	rows, err := q.db.Query(ctx, listEventTypes, arg.After, arg.MaxRows)
+	rows, err := q.db.Query(ctx, listEventTypes, arg.After, arg.Name, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
@@ -57,10 +116,44 @@ func (q *Queries) ListEventTypes(ctx context.Context, arg ListEventTypesParams) 
 	items := []ListEventTypesRow{}
 	for rows.Next() {
 		var i ListEventTypesRow
-		if err := rows.Scan(&i.Name, &i.Description, &i.Sample); err != nil {
+		if err := rows.Scan(
+			&i.Name,
+			&i.Description,
+			&i.Fields,
+			&i.Sample,
+			&i.Aliases,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listEventWords = `-- name: ListEventWords :many
+SELECT t.name AS word FROM mailhook.event_types AS t
+UNION
+SELECT a.word FROM mailhook.event_type_aliases AS a WHERE a.format IN ('', $1::text)
+LIMIT 5000
+`
+
+// ListEventWords names all that FindEventTypes knows, to tell what is near a word that it does not know.
+func (q *Queries) ListEventWords(ctx context.Context, format string) ([]string, error) {
+	rows, err := q.db.Query(ctx, listEventWords, format)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []string{}
+	for rows.Next() {
+		var word string
+		if err := rows.Scan(&word); err != nil {
+			return nil, err
+		}
+		items = append(items, word)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

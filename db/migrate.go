@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -99,6 +100,46 @@ func MigrationStatus(ctx context.Context, url string) ([]MigrationStep, error) {
 		return nil
 	})
 	return steps, err
+}
+
+// WouldBeGone is what a MigrateDown would take away.
+type WouldBeGone struct {
+	Database string
+	Steps    []MigrationStep // those to take back, the newest first
+	// Subscriptions, undispatched events and unfinished deliveries; the last two are counted up to 1,000,000.
+	Subscriptions, Undispatched, Deliveries int64
+}
+
+// MigrationsAbove says what a MigrateDown to version would take away. It changes nothing.
+func MigrationsAbove(ctx context.Context, url string, version int64) (gone WouldBeGone, err error) {
+	steps, err := MigrationStatus(ctx, url)
+	for _, s := range slices.Backward(steps) {
+		if s.Applied && s.Version > version {
+			gone.Steps = append(gone.Steps, s)
+		}
+	}
+	if err != nil || len(gone.Steps) == 0 {
+		return gone, err
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return gone, fmt.Errorf("connect to PostgreSQL: %w", err)
+	}
+	defer conn.Close(ctx) //nolint:errcheck // nothing to do about it
+	if err := conn.QueryRow(ctx, "SELECT quote_ident(current_database())").Scan(&gone.Database); err != nil {
+		return gone, fmt.Errorf("ask for the database: %w", err)
+	}
+	if version > 0 || len(gone.Steps) < len(steps) {
+		return gone, nil // tables may be missing
+	}
+	err = conn.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM mailhook.subscriptions AS s WHERE s.deleted_at IS NULL),
+			(SELECT count(*) FROM (SELECT FROM mailhook.outbox LIMIT 1000000) AS o),
+			(SELECT count(*) FROM (SELECT FROM mailhook.deliveries LIMIT 1000000) AS d)`).Scan(&gone.Subscriptions, &gone.Undispatched, &gone.Deliveries)
+	if err != nil {
+		err = fmt.Errorf("count what would be gone: %w", err)
+	}
+	return gone, err
 }
 
 // CheckSchema says whether the schema fits this binary: nil, or an error that says what to run.

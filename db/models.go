@@ -98,7 +98,7 @@ type Subscription struct {
 	// Requests under way at one time, over all workers.
 	MaxInFlight        int32
 	RateLimitPerSecond *float64
-	// Which answers are success: 2xx, or 200 alone.
+	// Which answers are success: 2xx, or 200 alone; then another 2xx is the outcome http_2xx, and is retried.
 	SuccessRule string
 	// Batches: how many events one request carries at most; NULL: one event a request, and no array.
 	BatchMaxEvents *int32

@@ -56,6 +56,8 @@ type Role struct {
 	StatementTimeout time.Duration
 	// MaxConns bounds the pool.
 	MaxConns int32
+	// Produces lets a session do without the right to read which version the schema has, which a host has not.
+	Produces bool
 }
 
 // Open makes a pool whose sessions have all settings pinned that a host's ALTER ROLE or postgresql.conf could
@@ -105,7 +107,7 @@ func open(ctx context.Context, url string, role Role, begin string) (*Pool, erro
 		return nil, fmt.Errorf("set up pool: %w", err)
 	}
 	err = pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return CheckSchema(ctx, c.Conn()) })
-	if err != nil {
+	if isProducer := role.Produces && IsRefusal(err); err != nil && !isProducer {
 		pool.Close()
 		return nil, err
 	}

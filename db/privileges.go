@@ -2,13 +2,18 @@ package db
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // The roles of the schema that have what a part of mailhook needs.
 const (
-	APIRole    = "mailhook_api"
-	WorkerRole = "mailhook_worker"
+	APIRole      = "mailhook_api"
+	WorkerRole   = "mailhook_worker"
+	ProducerRole = "mailhook_producer"
 )
 
 // CheckPrivileges refuses a login that lacks what the part with this role does all the time. The other part's role lets it
@@ -33,4 +38,44 @@ func CheckPrivileges(ctx context.Context, db DBTX, role string) error {
 		return fmt.Errorf("the database role %s lacks %s: GRANT %s TO %s", *login, *needed, role, *login)
 	}
 	return nil
+}
+
+// IsRefusal says that PostgreSQL has refused something to the role of a session: insufficient_privilege.
+func IsRefusal(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.Code == "42501"
+}
+
+// ExplainRefusal says of a refusal whose session was refused, and what to do: grant role, or without one become the owner of
+// the schema, or of the database where there is no schema. It connects once more to find out; where that fails, and for other
+// errors, it answers err.
+func ExplainRefusal(ctx context.Context, url string, err error, role string) error {
+	var refused *pgconn.PgError
+	if !errors.As(err, &refused) || !IsRefusal(err) {
+		return err
+	}
+	conn, connectErr := pgx.Connect(ctx, url)
+	if connectErr != nil {
+		return err
+	}
+	defer conn.Close(ctx) //nolint:errcheck // nothing to do about it
+	var login, owner, owned string
+	if conn.QueryRow(ctx, `
+		SELECT quote_ident(current_user), quote_ident(pg_get_userbyid(o.owner)), o.owned
+		FROM (
+			SELECT 1, n.nspowner AS owner, 'the schema mailhook' AS owned FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'mailhook'
+			UNION ALL
+			SELECT 2, d.datdba, 'the database ' || quote_ident(d.datname) FROM pg_catalog.pg_database AS d WHERE d.datname = current_database()
+			ORDER BY 1
+			LIMIT 1
+		) AS o`).Scan(&login, &owner, &owned) != nil {
+		return err
+	}
+	switch {
+	case role != "":
+		return fmt.Errorf("the database role %s may not do this (%s): GRANT %s TO %s", login, refused.Message, role, login)
+	case refused.Hint != "":
+		return fmt.Errorf("the database role %s may not do this (%s): %s", login, refused.Message, refused.Hint)
+	}
+	return fmt.Errorf("the database role %s may not do this (%s): run it as %s, who owns %s", login, refused.Message, owner, owned)
 }

@@ -103,7 +103,8 @@ type AdvanceEventReplayRow struct {
 	State    string
 }
 
-// AdvanceEventReplay makes new deliveries of the next events that the subscription matches today.
+// AdvanceEventReplay makes new deliveries of the next events that the subscription matches today. Call it after LockPartitions:
+// what moves into a new partition meanwhile would be passed over.
 // A bounded number of events is read in a step, however few of them match.
 // Where this step has come to: the last one released when the rate stopped it, else the last one read.
 // A replay of all stands for the dead letters of the same events as well.
@@ -176,7 +177,8 @@ type AdvanceExhaustedReplayRow struct {
 }
 
 // AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
-// that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it.
+// that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it. Call it after
+// LockPartitions: of an event that moves into a new partition meanwhile it would not see whether it is erased.
 func (q *Queries) AdvanceExhaustedReplay(ctx context.Context, id uuid.UUID) (AdvanceExhaustedReplayRow, error) {
 	row := q.db.QueryRow(ctx, advanceExhaustedReplay, id)
 	var i AdvanceExhaustedReplayRow

@@ -13,9 +13,15 @@ func TestRetryPresets(t *testing.T) {
 		delays int
 		total  time.Duration
 	}{
-		"standard": {9, 75*time.Hour + 35*time.Minute + 5*time.Second},
-		"svix":     {7, 27*time.Hour + 35*time.Minute + 5*time.Second},
-		"mailjet":  {20, 305 * time.Minute},
+		"standard":   {9, 75*time.Hour + 35*time.Minute + 5*time.Second},
+		"svix":       {7, 27*time.Hour + 35*time.Minute + 5*time.Second},
+		"resend":     {7, 27*time.Hour + 35*time.Minute + 5*time.Second},
+		"mailgun":    {7, 8*time.Hour + 5*time.Minute},
+		"postmark":   {10, 10*time.Hour + 21*time.Minute},
+		"sparkpost":  {9, 8 * time.Hour},
+		"sendgrid":   {10, 24 * time.Hour},
+		"mumara-one": {11, 34*time.Hour + 7*time.Minute},
+		"mailjet":    {20, 305 * time.Minute},
 	} {
 		preset, ok := db.FindRetryPreset(name)
 		var total time.Duration
@@ -27,6 +33,16 @@ func TestRetryPresets(t *testing.T) {
 		}
 		if isMailjet := name == "mailjet"; preset.SuspendWhenExhausted != isMailjet || (preset.Jitter == 0) != isMailjet {
 			t.Errorf("%s: %+v", name, preset)
+		}
+	}
+	if len(db.RetryPresets()) != 9 || db.RetryPresetNames() != "standard, svix, resend, mailgun, postmark, sparkpost, sendgrid, mumara-one, mailjet" {
+		t.Error(db.RetryPresetNames())
+	}
+	for _, preset := range db.RetryPresets() {
+		for _, delay := range preset.Schedule {
+			if delay < time.Second || delay > 24*time.Hour { // what an explicit schedule may have
+				t.Errorf("%s: %v", preset.Name, delay)
+			}
 		}
 	}
 	if _, ok := db.FindRetryPreset("never"); ok || db.RetryPresets()[0].Name != db.DefaultRetryPreset {

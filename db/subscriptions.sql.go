@@ -7,9 +7,9 @@ package db
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
-	"time"
 )
 
 const createSubscription = `-- name: CreateSubscription :one
@@ -347,6 +347,39 @@ func (q *Queries) IsSubscriptionKnown(ctx context.Context, arg IsSubscriptionKno
 	return column_1, err
 }
 
+const listLiveSecrets = `-- name: ListLiveSecrets :many
+SELECT x.created_at, x.expires_at
+FROM mailhook.subscription_secrets AS x
+WHERE x.subscription_id = $1 AND (x.expires_at IS NULL OR x.expires_at > statement_timestamp())
+ORDER BY x.created_at DESC, x.id DESC
+`
+
+type ListLiveSecretsRow struct {
+	CreatedAt time.Time
+	ExpiresAt *time.Time
+}
+
+// ListLiveSecrets says since when and until when the secrets of a subscription sign, the newest first.
+func (q *Queries) ListLiveSecrets(ctx context.Context, subscriptionID uuid.UUID) ([]ListLiveSecretsRow, error) {
+	rows, err := q.db.Query(ctx, listLiveSecrets, subscriptionID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListLiveSecretsRow{}
+	for rows.Next() {
+		var i ListLiveSecretsRow
+		if err := rows.Scan(&i.CreatedAt, &i.ExpiresAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSubscriptions = `-- name: ListSubscriptions :many
 SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
@@ -523,22 +556,22 @@ func (q *Queries) ResetHealth(ctx context.Context, subscriptionID uuid.UUID) err
 	return err
 }
 
-const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
+const setPublicKey = `-- name: SetPublicKey :one
 UPDATE mailhook.subscriptions AS s
-SET status = $1, status_reason = $2
-WHERE s.id = $3
+SET public_key = $1::text
+WHERE s.id = $2
 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
-type SetSubscriptionStatusParams struct {
-	Status       string
-	StatusReason *string
-	ID           uuid.UUID
+type SetPublicKeyParams struct {
+	PublicKey string
+	ID        uuid.UUID
 }
 
-// SetSubscriptionStatus changes the status. What follows from it (holding, cancelling) is for the workers.
-func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscriptionStatusParams) (Subscription, error) {
-	row := q.db.QueryRow(ctx, setSubscriptionStatus, arg.Status, arg.StatusReason, arg.ID)
+// SetPublicKey stores by what receivers verify the newest secret, and makes the workers read the subscription again: the
+// trigger raises its version.
+func (q *Queries) SetPublicKey(ctx context.Context, arg SetPublicKeyParams) (Subscription, error) {
+	row := q.db.QueryRow(ctx, setPublicKey, arg.PublicKey, arg.ID)
 	var i Subscription
 	err := row.Scan(
 		&i.ID,
@@ -578,13 +611,22 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 	return i, err
 }
 
-const touchSubscription = `-- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = $1 RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
+const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
+UPDATE mailhook.subscriptions AS s
+SET status = $1, status_reason = $2
+WHERE s.id = $3
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, created_at, updated_at, version, deleted_at
 `
 
-// TouchSubscription makes the workers read a subscription again: the trigger raises its version.
-func (q *Queries) TouchSubscription(ctx context.Context, id uuid.UUID) (Subscription, error) {
-	row := q.db.QueryRow(ctx, touchSubscription, id)
+type SetSubscriptionStatusParams struct {
+	Status       string
+	StatusReason *string
+	ID           uuid.UUID
+}
+
+// SetSubscriptionStatus changes the status. What follows from it (holding, cancelling) is for the workers.
+func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscriptionStatusParams) (Subscription, error) {
+	row := q.db.QueryRow(ctx, setSubscriptionStatus, arg.Status, arg.StatusReason, arg.ID)
 	var i Subscription
 	err := row.Scan(
 		&i.ID,

@@ -39,7 +39,11 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx); err != nil {
+	begin := run
+	if len(os.Args) == 2 && os.Args[1] == floodArgument {
+		begin = runFlood
+	}
+	if err := begin(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "faults:", err)
 		os.Exit(1) //nolint:gocritic // the signals end with the process
 	}

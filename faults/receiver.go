@@ -71,6 +71,7 @@ type receivers struct {
 
 	open  atomic.Int64 // requests that have come in and are not answered
 	count atomic.Int64
+	flood *flood // if there is one, what answers as it should not is done there
 	// answered, if set, is called for each answer that is on its way.
 	answered atomic.Pointer[func(*subscription, receipt)]
 
@@ -214,6 +215,10 @@ func (r *receivers) misbehave(w http.ResponseWriter, m manner) {
 	defer conn.Close() //nolint:errcheck // that is the fault
 	if m == resetting {
 		conn.(*net.TCPConn).SetLinger(0) //nolint:errcheck // an ordinary end would do, too
+		return
+	}
+	if r.flood != nil {
+		r.field.complain("hand a connection over", r.flood.take(conn, m))
 		return
 	}
 	stop := context.AfterFunc(r.ended, func() { conn.Close() }) //nolint:errcheck // ours

@@ -78,6 +78,8 @@ and the ledgers are joined with the database (`+"`faults/checker.go`"+`, which h
   is the most there may be.
 - recovery: from the end of a fault to the end of the last delivery that it had held up, healthy endpoints only; after a SIGKILL
   or SIGSTOP from there to the recorded end of what the worker had leased.
+- hostile: the endpoints write from a process of their own, which gets a tenth of a share of a busy processor: in the world they have
+  machines of their own. Their deliveries are tried twice, as by default within two minutes.
 
 `)
 	row := func(cells ...string) { fmt.Fprintf(&out, "| %s |\n", strings.Join(cells, " | ")) }

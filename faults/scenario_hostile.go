@@ -25,6 +25,10 @@ const mostGrown = 50 << 20
 // spare the workers.
 const hostileShare = 0.1
 
+// hostileSchedule is as much of the default schedule as two minutes have: the first retry. With the short one of the other
+// scenarios a failed delivery is tried thirteen times within 40 s, and what is compared is the price of retries.
+func hostileSchedule() []time.Duration { return []time.Duration{5 * time.Second} }
+
 // hostileEndpoints lets ten endpoints do the worst to whoever calls them, beside ten healthy ones, and compares with calm
 // times, in turns.
 func hostileEndpoints() scenario {
@@ -38,6 +42,7 @@ func hostileEndpoints() scenario {
 				s := &subscription{account: account(i), types: []string{"*"}, healthy: i >= 10}
 				if !s.healthy {
 					s.timeout = hostileTimeout
+					s.schedule = hostileSchedule()
 				}
 				if _, err := f.subscribe(ctx, s); err != nil {
 					return err
@@ -46,6 +51,9 @@ func hostileEndpoints() scenario {
 			return nil
 		},
 		run: func(ctx context.Context, f *field) error {
+			if err := f.receiver.openFlood(); err != nil {
+				return err
+			}
 			mute, err := f.openMute(ctx)
 			if err != nil {
 				return err

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // CreateSubscriptionBody is a new subscription.
@@ -36,6 +37,9 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 	if account == nil {
 		return nil, invalid(FieldError{"account_id", "required", "is required with an admin key"})
 	}
+	if found := checkText("account_id", *account, maxAccountIDBytes); len(found) > 0 {
+		return nil, invalid(found...)
+	}
 	row := defaultSubscription()
 	row.ID, err = uuid.NewV7()
 	if err != nil {
@@ -46,50 +50,67 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		reason := who.reason()
 		row.StatusReason = &reason
 	}
-	settings, err := s.queries.GetAccount(ctx, *account)
-	if err != nil {
-		return nil, fmt.Errorf("read account: %w", err)
-	}
-	sealed, found := s.apply(in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
-	found = append(checkText("account_id", *account, maxAccountIDBytes), found...)
 	secret, wrong := secretOf(in.Body.Secret)
-	if found = append(found, wrong...); len(found) > 0 {
-		return nil, invalid(found...)
-	}
-	if row, err = s.insertSubscription(ctx, who, row, secret, sealed); err != nil {
-		return nil, err
-	}
-	return &secretResponse{SubscriptionWithSecret{subscriptionOf(row), secret}}, nil
-}
-
-// insertSubscription stores a subscription, its secret and its credentials, unless the account has as many as it may.
-func (s *server) insertSubscription(ctx context.Context, who caller, row db.Subscription, secret string, sealed credentials) (db.Subscription, error) {
-	err := s.inTx(ctx, func(q *db.Queries) error {
+	var answer Subscription
+	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
 		}
-		usage, err := s.usage(ctx, q, row.AccountID)
+		settings, err := q.GetAccount(ctx, row.AccountID)
+		if err != nil {
+			return fmt.Errorf("read account: %w", err)
+		}
+		sealed, found, err := s.applyWords(ctx, q, in.Body.SubscriptionInput, &row, settings.AllowInsecureHTTP)
 		if err != nil {
 			return err
 		}
-		if usage.Subscriptions >= usage.Limit {
-			return fail(codeLimitReached, fmt.Sprintf("the account has %d of %d subscriptions", usage.Subscriptions, usage.Limit))
+		if found = append(found, wrong...); len(found) > 0 {
+			return invalid(found...)
 		}
-		stored, err := q.CreateSubscription(ctx, createParams(row))
-		if err != nil {
-			return fmt.Errorf("store subscription: %w", err)
-		}
-		row = stored
-		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
+		if err := s.usageOf(settings).checkRoom(); err != nil {
 			return err
 		}
-		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
-			return err
-		}
-		created := subscriptionOf(row)
-		return who.audit(ctx, q, "subscription.create", row.AccountID, created.ID, nil, created)
+		answer, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
+		return err
 	})
-	return row, err
+	if err != nil {
+		return nil, err
+	}
+	return &secretResponse{SubscriptionWithSecret{answer, secret}}, nil
+}
+
+// checkRoom refuses one subscription more than the plan of the account has.
+func (u Usage) checkRoom() error {
+	switch {
+	case u.Subscriptions < u.Limit:
+		return nil
+	case u.Limit == 0:
+		return fail(codeLimitReached, "the plan has no webhooks: ask for one that has")
+	}
+	return fail(codeLimitReached, fmt.Sprintf("%d of %d subscriptions are in use: delete one, or ask for a larger plan", u.Subscriptions, u.Limit))
+}
+
+// insertSubscription stores a subscription, its secret and its credentials, in the transaction of q.
+func (s *server) insertSubscription(ctx context.Context, q *db.Queries, who caller, row db.Subscription, secret string, sealed credentials) (answer Subscription, err error) {
+	// Whatever its format is: that may change, and then the secret cannot be read any more.
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return answer, fmt.Errorf("derive public key: %w", err)
+	}
+	row.PublicKey = &public
+	if row, err = q.CreateSubscription(ctx, createParams(row)); err != nil {
+		return answer, fmt.Errorf("store subscription: %w", err)
+	}
+	if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
+		return answer, err
+	}
+	if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
+		return answer, err
+	}
+	if answer, err = withSecrets(ctx, q, row); err != nil {
+		return answer, err
+	}
+	return answer, who.audit(ctx, q, "subscription.create", row.AccountID, answer.ID, nil, subscriptionOf(row))
 }
 
 func createParams(row db.Subscription) db.CreateSubscriptionParams {

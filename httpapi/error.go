@@ -222,7 +222,11 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 	if name, ok := missingProperty(detail.Message); ok {
 		return FieldError{Field: strings.TrimPrefix(field+"."+name, "."), Code: "required", Message: "is required"}
 	}
-	return FieldError{Field: field, Code: fieldCode(detail.Message), Message: detail.Message}
+	message := detail.Message
+	if values, ok := strings.CutPrefix(message, "expected value to be one of "); ok {
+		message = "must be one of " + strings.Trim(values, `"`)
+	}
+	return FieldError{Field: field, Code: fieldCode(detail.Message), Message: message}
 }
 
 func cutField(name string) string {

@@ -91,8 +91,10 @@ func (s *server) listEvents(ctx context.Context, who caller, in *listEventsReque
 	if err != nil {
 		return nil, err
 	}
-	if in.EventType != "" && !validEventType(in.EventType) {
-		return nil, invalid(invalidEventType("event_type"))
+	if in.EventType != "" {
+		if in.EventType, err = s.eventTypeOf(ctx, s.queries, "event_type", in.EventType, ""); err != nil {
+			return nil, err
+		}
 	}
 	filters := []any{"events", account, in.EventType, in.Recipient, in.Since, in.Until}
 	after, err := s.after(in.ListParams, filters...)

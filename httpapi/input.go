@@ -2,18 +2,17 @@ package httpapi
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"reflect"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"mailhook/db"
 )
 
 // optional tells apart the three things that a field of a merge patch (RFC 7396) may be: absent, null and a value.
@@ -58,37 +57,24 @@ func (o optional[T]) pick(current, byDefault T) T {
 	return o.value
 }
 
-// parseDuration reads a whole number and one of the units ms s m h d. What is too long for a Duration is the longest.
-func parseDuration(text string) (time.Duration, error) {
-	digits := strings.TrimRight(text, "abcdefghijklmnopqrstuvwxyz")
-	unit, ok := map[string]time.Duration{
-		"ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
-	}[text[len(digits):]]
-	n, err := strconv.ParseInt(digits, 10, 32)
-	if !ok || err != nil || digits[0] == '+' || digits[0] == '-' {
-		return 0, errors.New("must be a whole number and one of the units ms s m h d, for example 30s")
-	}
-	if n > int64(math.MaxInt64/unit) {
-		return math.MaxInt64, nil // it must not come round to a time within the bounds
-	}
-	return time.Duration(n) * unit, nil
-}
-
 // checkDuration reads a duration between two bounds.
 func checkDuration(field, text string, least, most time.Duration) (time.Duration, []FieldError) {
-	d, err := parseDuration(text)
+	d, err := db.ParseDuration(text)
 	if err != nil {
 		return 0, []FieldError{{field, "invalid_duration", err.Error()}}
 	}
 	if d < least || d > most {
-		return 0, []FieldError{{field, "out_of_range", fmt.Sprintf("must be from %s to %s", formatDuration(least), formatDuration(most))}}
+		return 0, []FieldError{{field, "out_of_range", fmt.Sprintf("must be from %s to %s", db.FormatDuration(least), db.FormatDuration(most))}}
 	}
 	return d, nil
 }
 
+// eventTypeSyntax is validEventType in words.
+const eventTypeSyntax = "dotted lower-case words of letters, digits and _, at most 100 bytes, such as email.bounced"
+
 // invalidEventType is what is wrong with a node of the type hierarchy that is not written as one.
 func invalidEventType(field string) FieldError {
-	return FieldError{field, "invalid_event_type", "must be dotted lower-case words of letters, digits and _, at most 100 bytes, such as email.bounced"}
+	return FieldError{field, "invalid_event_type", "must be " + eventTypeSyntax}
 }
 
 // validEventType is ^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$ and at most 100 bytes.

@@ -113,10 +113,12 @@ func (s *server) deliveryQuery(ctx context.Context, who caller, in *listDeliveri
 		q.subscription = &id
 	}
 	q.byStart = q.account == nil && q.subscription == nil
-	q.status, q.eventType, q.recipient = given(in.Status), given(in.EventType), given(in.Recipient)
-	if q.eventType != nil && !validEventType(in.EventType) {
-		return q, nil, invalid(invalidEventType("event_type"))
+	if in.EventType != "" {
+		if in.EventType, err = s.eventTypeOf(ctx, s.queries, "event_type", in.EventType, ""); err != nil {
+			return q, nil, err
+		}
 	}
+	q.status, q.eventType, q.recipient = given(in.Status), given(in.EventType), given(in.Recipient)
 	filters = []any{"deliveries", q.account, in.SubscriptionID, in.Status, in.EventType, in.Recipient, in.Since, in.Until}
 	after, err := s.after(in.ListParams, filters...)
 	if err != nil || after == nil {

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -92,19 +91,6 @@ func quote(s string) []byte {
 	encoder.SetEscapeHTML(false)
 	encoder.Encode(s) //nolint:errcheck // a string into memory
 	return bytes.TrimRight(quoted.Bytes(), "\n")
-}
-
-// formatDuration writes a duration as the API takes it: one number and the largest of the units h m s ms that is exact.
-func formatDuration(d time.Duration) string {
-	for _, u := range []struct {
-		name string
-		unit time.Duration
-	}{{"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}} {
-		if d >= u.unit && d%u.unit == 0 {
-			return strconv.FormatInt(int64(d/u.unit), 10) + u.name
-		}
-	}
-	return strconv.FormatInt(d.Milliseconds(), 10) + "ms"
 }
 
 // excerptText is a stored excerpt as text: receivers send NUL and bad UTF-8.

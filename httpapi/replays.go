@@ -129,14 +129,19 @@ func (s *server) replayParams(ctx context.Context, in *createReplayRequest, row 
 		RatePerSecond: in.Body.RatePerSecond.pick(defaultReplayRate, defaultReplayRate),
 	}
 	var found []FieldError
+	var err error
 	if in.Body.EventTypes.isValue() {
-		params.EventTypes, found = checkEventTypes("event_types", in.Body.EventTypes.value)
+		types, wrong, err := s.eventTypesOf(ctx, s.queries, "event_types", in.Body.EventTypes.value, row.Format, nil)
+		if err != nil {
+			return params, err
+		}
+		params.EventTypes, found = checkEventTypes("event_types", types)
+		found = append(found, wrong...)
 	}
 	var until *time.Time
 	if in.Body.Until.isValue() {
 		until = &in.Body.Until.value.Time
 	}
-	var err error
 	if params.Until, err = s.queries.GetReplayEnd(ctx, until); err != nil {
 		return params, fmt.Errorf("read the time: %w", err)
 	}

@@ -14,12 +14,19 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // SubscriptionWithSecret is a subscription with its newest signing secret: the answer of create and rotate only.
 type SubscriptionWithSecret struct {
 	Subscription
 	Secret string `json:"secret" doc:"The key of the signatures. It is not shown again."`
+}
+
+// A LiveSecret says since when a signing secret signs, and until when; never what it is.
+type LiveSecret struct {
+	CreatedAt Timestamp  `json:"created_at"`
+	ExpiresAt *Timestamp `json:"expires_at" doc:"When it ceases to sign along, after a rotation; null for the newest."`
 }
 
 type rotateSecretRequest struct {
@@ -39,6 +46,19 @@ const (
 	maxGrace     = 7 * 24 * time.Hour
 	defaultGrace = 24 * time.Hour
 )
+
+// withSecrets is a subscription as it is answered alone: with how long its secrets sign.
+func withSecrets(ctx context.Context, q *db.Queries, row db.Subscription) (Subscription, error) {
+	answer := subscriptionOf(row)
+	live, err := q.ListLiveSecrets(ctx, row.ID)
+	if err != nil {
+		return answer, fmt.Errorf("list secrets: %w", err)
+	}
+	for _, l := range live {
+		answer.Secrets = append(answer.Secrets, LiveSecret{Timestamp(l.CreatedAt), optionalTimestamp(l.ExpiresAt)})
+	}
+	return answer, nil
+}
 
 // storeSecret seals with the installation's master key as it is in this transaction, so that none goes past a rotation.
 func (s *server) storeSecret(ctx context.Context, q *db.Queries, id uuid.UUID, secret string) error {
@@ -107,6 +127,10 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if found = append(found, wrong...); len(found) > 0 {
 		return nil, invalid(found...)
 	}
+	public, err := format.PublicKey(secret)
+	if err != nil {
+		return nil, fmt.Errorf("derive public key: %w", err)
+	}
 	body, err := s.changeSubscription(ctx, who, in.ID, "subscription.rotate_secret", func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		err := q.ExpireSecrets(ctx, db.ExpireSecretsParams{SubscriptionID: row.ID, Grace: grace, Kept: maxSecrets - 1})
 		if err != nil {
@@ -115,7 +139,7 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 		if err := s.storeSecret(ctx, q, row.ID, secret); err != nil {
 			return row, err
 		}
-		return q.TouchSubscription(ctx, row.ID)
+		return q.SetPublicKey(ctx, db.SetPublicKeyParams{ID: row.ID, PublicKey: public})
 	})
 	if err != nil {
 		return nil, err

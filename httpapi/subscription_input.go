@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // Bounds of the settings of a subscription, where huma's tags do not state them.
@@ -27,14 +29,28 @@ const (
 type SubscriptionInput struct {
 	Name               optional[string]        `json:"name,omitempty" maxLength:"200" doc:"For people."`
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
-	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*."`
+	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*. Other platforms' words for them are taken, and answered as our names."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[string]        `json:"format,omitempty" enum:"standard" doc:"The body of requests. Default: standard."`
+	Format             optional[webFormat]     `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
+	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
 	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
+}
+
+// A webFormat is the name of a format of channel web.
+type webFormat string
+
+// Schema lists the formats that there are.
+func (webFormat) Schema(huma.Registry) *huma.Schema {
+	schema := &huma.Schema{Type: huma.TypeString}
+	for _, name := range format.Names("web") {
+		schema.Enum = append(schema.Enum, name)
+	}
+	schema.PrecomputeMessages()
+	return schema
 }
 
 type channelInput struct {
@@ -76,10 +92,10 @@ func (r *RetrySchedule) UnmarshalJSON(text []byte) error {
 // Schema is either of the two.
 func (RetrySchedule) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
-		Description: "The delay after each failure: standard, svix, mailjet, or 1 to 50 delays of 1s to 24h. Default: standard.",
+		Description: "The delay after each failure: " + db.RetryPresetNames() + ", or 1 to 50 delays of 1s to 24h. Default: standard.",
 		Examples:    []any{"standard", []string{"30s", "5m"}},
 		OneOf: []*huma.Schema{
-			{Type: huma.TypeString},
+			{Type: huma.TypeString}, // no enum: huma would not say what is allowed
 			{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}},
 		},
 	}
@@ -105,6 +121,21 @@ func defaultSubscription() db.Subscription {
 	}
 }
 
+// applyWords is apply with the event types in other platforms' words, too. Those that the subscription has mean what they
+// meant.
+func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError, error) {
+	var wrong []FieldError
+	if in.EventTypes.isValue() {
+		var err error
+		format := string(in.Format.pick(webFormat(to.Format), webFormat(defaultSubscription().Format)))
+		if in.EventTypes.value, wrong, err = s.eventTypesOf(ctx, q, "event_types", in.EventTypes.value, format, to.EventTypes); err != nil {
+			return nil, nil, err
+		}
+	}
+	sealed, found := s.apply(in, to, allowsHTTP)
+	return sealed, append(found, wrong...), nil
+}
+
 // apply puts the input into a subscription by RFC 7396 and answers what is wrong with the outcome. What the input does
 // not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
 // in the subscription.
@@ -116,8 +147,9 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = in.Format.pick(to.Format, byDefault.Format)
+	to.Format = string(in.Format.pick(webFormat(to.Format), webFormat(byDefault.Format)))
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
+	to.SuccessRule = in.Success.pick(to.SuccessRule, byDefault.SuccessRule)
 	found = append(found, applyTimeout(in.Timeout, to)...)
 	to.MaxInFlight = in.MaxInFlight.pick(to.MaxInFlight, byDefault.MaxInFlight)
 	if in.RateLimitPerSecond.set {
@@ -233,7 +265,7 @@ func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []Field
 	}
 	preset, ok := db.FindRetryPreset(in.value.Preset)
 	if !ok {
-		return []FieldError{{"retry_schedule", "not_allowed", "must be standard, svix, mailjet or a list of delays"}}
+		return []FieldError{{"retry_schedule", "not_allowed", "must be one of " + db.RetryPresetNames() + ", or a list of delays"}}
 	}
 	to.RetryPreset, to.RetrySchedule, to.RetryJitter, to.SuspendWhenExhausted = &preset.Name, preset.Schedule, preset.Jitter, preset.SuspendWhenExhausted
 	return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // A Subscription is "send me these events, filtered so, there, in this format".
@@ -25,13 +26,16 @@ type Subscription struct {
 	EventTypes         []string      `json:"event_types" nullable:"false"`
 	Filters            Filters       `json:"filters"`
 	Format             string        `json:"format"`
+	PublicKey          *string       `json:"public_key,omitempty" doc:"By which receivers of format sendgrid verify: ECDSA on P-256, base64 of the DER, of the newest secret. Other formats have none."`
 	RetrySchedule      RetrySchedule `json:"retry_schedule"`
+	Success            string        `json:"success" enum:"2xx,200"`
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
 	Batch              *Batch        `json:"batch" doc:"Several events in one request; null: one event a request."`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
+	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
 }
 
 // A Channel is where the requests of a subscription go.
@@ -184,7 +188,8 @@ func (s *server) getSubscription(ctx context.Context, who caller, in *subscripti
 	if err != nil {
 		return nil, err
 	}
-	return &subscriptionResponse{subscriptionOf(row)}, nil
+	body, err := withSecrets(ctx, s.queries, row)
+	return &subscriptionResponse{body}, err
 }
 
 // findSubscription reads a subscription by its public id; ids of no right form are 404 as well.
@@ -207,18 +212,22 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public, act
 	if err != nil {
 		return Subscription{}, notFound()
 	}
-	var changed db.Subscription
+	var answer Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		row, err := q.LockSubscription(ctx, db.LockSubscriptionParams{ID: id, AccountID: who.account})
 		if err != nil {
 			return fmt.Errorf("lock subscription: %w", err)
 		}
-		if changed, err = change(q, row); err != nil {
+		changed, err := change(q, row)
+		if err != nil {
+			return err
+		}
+		if answer, err = withSecrets(ctx, q, changed); err != nil {
 			return err
 		}
 		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
-	return subscriptionOf(changed), err
+	return answer, err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
@@ -231,7 +240,10 @@ func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSub
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
 		}
-		sealed, found := s.apply(in.Body, &row, account.AllowInsecureHTTP)
+		sealed, found, err := s.applyWords(ctx, q, in.Body, &row, account.AllowInsecureHTTP)
+		if err != nil {
+			return row, err
+		}
 		if len(found) > 0 {
 			return row, invalid(found...)
 		}
@@ -313,9 +325,11 @@ func subscriptionOf(row db.Subscription) Subscription {
 		EventTypes:   row.EventTypes,
 		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
 		Format:       row.Format,
+		PublicKey:    publicKeyOf(row),
 		RetrySchedule: RetrySchedule{
 			Preset: valueOf(row.RetryPreset), Delays: formatDelays(row.RetrySchedule),
 		},
+		Success:            row.SuccessRule,
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
@@ -325,10 +339,18 @@ func subscriptionOf(row db.Subscription) Subscription {
 	}
 }
 
+// publicKeyOf is nil for a format whose receivers verify by the secret.
+func publicKeyOf(row db.Subscription) *string {
+	if f, ok := format.Find(row.Format); ok && f.HasPublicKey {
+		return row.PublicKey
+	}
+	return nil
+}
+
 func formatDelays(schedule []time.Duration) []string {
 	delays := make([]string, len(schedule))
 	for i, delay := range schedule {
-		delays[i] = formatDuration(delay)
+		delays[i] = db.FormatDuration(delay)
 	}
 	return delays
 }
@@ -338,7 +360,7 @@ func formatSeconds(d time.Duration) string {
 	if d%time.Second == 0 {
 		return strconv.FormatInt(int64(d/time.Second), 10) + "s"
 	}
-	return formatDuration(d)
+	return db.FormatDuration(d)
 }
 
 func valueOf[T any](p *T) (v T) {

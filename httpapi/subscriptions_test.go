@@ -7,8 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
+	"time"
 
 	"mailhook/db/dbtest"
 )
@@ -177,7 +177,8 @@ func TestInvalidInputStoresNothing(t *testing.T) {
 		{object{"filters": object{"bridge": []string{""}}}, "filters.bridge[0]", "too_short"},
 		{object{"filters": object{"bridge": []string{long}}}, "filters.bridge[0]", "too_long"},
 		{object{"filters": object{"bridge": many(201, "b")}}, "filters.bridge", "too_many"},
-		{object{"format": "xml"}, "format", "not_allowed"},
+		{object{"format": "mailgun"}, "format", "not_allowed"},
+		{object{"format": "slack"}, "format", "not_allowed"},
 		{object{"retry_schedule": "never"}, "retry_schedule", "not_allowed"},
 		{object{"retry_schedule": []string{}}, "retry_schedule", "out_of_range"},
 		{object{"retry_schedule": many(51, "5s")}, "retry_schedule", "out_of_range"},
@@ -257,37 +258,6 @@ func TestAllowedDestinations(t *testing.T) {
 	}
 }
 
-func TestLimitHoldsUnderConcurrency(t *testing.T) {
-	t.Parallel()
-	b := setup(t, func(c *Config) { c.DefaultSubscriptionLimit = 5 })
-	statuses := make([]int, 20)
-	var group sync.WaitGroup
-	for i := range statuses {
-		group.Go(func() { statuses[i] = b.send(t, b.acme, "POST", "/v1/subscriptions", subscription(nil)).status })
-	}
-	group.Wait()
-	slices.Sort(statuses)
-	if statuses[4] != 201 || statuses[5] != 409 || statuses[19] != 409 {
-		t.Fatal(statuses)
-	}
-	b.mustFail(t, 409, "", "limit_reached", b.acme, "POST", "/v1/subscriptions", subscription(nil))
-	list := b.must(t, 200, b.acme, "GET", "/v1/subscriptions", nil)
-	if usage := fmt.Sprint(list["usage"]); usage != "map[limit:5 subscriptions:5]" {
-		t.Error(usage)
-	}
-	// Deleting frees the limit at once; inactive ones count.
-	first, second := ids(list)[0], ids(list)[1]
-	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+second+"/deactivate", nil)
-	b.mustFail(t, 409, "", "limit_reached", b.acme, "POST", "/v1/subscriptions", subscription(nil))
-	b.must(t, 204, b.acme, "DELETE", "/v1/subscriptions/"+first, nil)
-	b.create(t, b.acme, nil)
-	// The account's own limit.
-	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"limit": 6})
-	b.create(t, b.acme, nil)
-	b.mustFail(t, 409, "", "limit_reached", b.acme, "POST", "/v1/subscriptions", subscription(nil))
-	b.create(t, b.evil, nil)
-}
-
 func TestPatchSubscription(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -343,7 +313,7 @@ func TestWhatGetAnswersCanBePatched(t *testing.T) {
 		})
 		before := b.must(t, 200, b.acme, "GET", path, nil)
 		body := b.must(t, 200, b.acme, "GET", path, nil)
-		for _, name := range []string{"id", "account_id", "status", "status_reason", "created_at", "updated_at"} {
+		for _, name := range []string{"id", "account_id", "status", "status_reason", "created_at", "updated_at", "secrets"} {
 			delete(body, name)
 		}
 		delete(body["channel"].(object), "header_names")
@@ -440,7 +410,35 @@ func TestRotateSecret(t *testing.T) {
 	live := func() int {
 		return dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.subscription_secrets WHERE expires_at IS NULL OR expires_at > now()")
 	}
+	// What an answer says of the secrets: how many there are, and for how many hours each signs on, the newest for ever.
+	hours := func(answer object) (left []int) {
+		secrets, _ := answer["secrets"].([]any)
+		for _, s := range secrets {
+			n := -1
+			if at, ok := s.(object)["expires_at"].(string); ok {
+				end, err := time.Parse("2006-01-02T15:04:05.000Z", at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n = int(time.Until(end).Round(time.Hour).Hours())
+			}
+			left = append(left, n)
+		}
+		return left
+	}
+	shows := func(answer object, want ...int) {
+		t.Helper()
+		read := b.must(t, 200, b.acme, "GET", strings.TrimSuffix(path, "/rotate-secret"), nil)
+		if !slices.Equal(hours(answer), want) || !slices.Equal(hours(read), want) {
+			t.Errorf("secrets for %v and %v hours, want %v: %v", hours(answer), hours(read), want, answer)
+		}
+		if text := fmt.Sprint(read); strings.Contains(text, answer["secret"].(string)) {
+			t.Errorf("the secret is read: %s", text)
+		}
+	}
+	shows(created, -1)
 	rotated := b.must(t, 200, b.acme, "POST", path, nil)
+	shows(rotated, -1, 24)
 	if rotated["secret"] == created["secret"] || live() != 2 || rotated["updated_at"] == created["updated_at"] {
 		t.Errorf("%d live after %v", live(), rotated)
 	}
@@ -448,15 +446,15 @@ func TestRotateSecret(t *testing.T) {
 		t.Error("the grace is not 24 h")
 	}
 	// The earlier end stays, and 3 are the most.
-	b.must(t, 200, b.acme, "POST", path, object{"grace": "7d", "secret": "my own secret, thank you"})
-	b.must(t, 200, b.acme, "POST", path, object{"grace": "1h"})
+	shows(b.must(t, 200, b.acme, "POST", path, object{"grace": "7d", "secret": "my own secret, thank you"}), -1, 168, 24)
+	shows(b.must(t, 200, b.acme, "POST", path, object{"grace": "1h"}), -1, 1, 1)
 	if live() != 3 {
 		t.Errorf("%d live", live())
 	}
 	if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.subscription_secrets WHERE expires_at > now() + interval '61 minutes'"); n != 0 {
 		t.Error("a secret outlives the grace")
 	}
-	b.must(t, 200, b.acme, "POST", path, object{"grace": "0s"})
+	shows(b.must(t, 200, b.acme, "POST", path, object{"grace": "0s"}), -1)
 	if live() != 1 {
 		t.Errorf("%d live after a rotation without grace", live())
 	}

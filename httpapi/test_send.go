@@ -96,13 +96,10 @@ func (s *server) askForTest(ctx context.Context, who caller, row db.Subscription
 	return id, err
 }
 
-// testEventType is the type asked for, or one that the subscription gets.
+// testEventType is the type asked for, in the words of the subscription's format too, or one that the subscription gets.
 func (s *server) testEventType(ctx context.Context, in *testSendRequest, row db.Subscription) (string, error) {
 	if in.Body != nil && in.Body.EventType.isValue() {
-		if !validEventType(in.Body.EventType.value) {
-			return "", invalid(invalidEventType("event_type"))
-		}
-		return in.Body.EventType.value, nil
+		return s.eventTypeOf(ctx, s.queries, "event_type", in.Body.EventType.value, row.Format)
 	}
 	if row.EventTypes[0] == "*" {
 		return "email.delivered", nil

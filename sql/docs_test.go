@@ -50,7 +50,7 @@ func TestDocsAreComplete(t *testing.T) {
 	for _, word := range columnOf(t, d, `
 			SELECT attname::text FROM pg_attribute WHERE attrelid = 'mailhook.outbox'::regclass AND attnum > 0 AND NOT attisdropped
 			UNION
-			SELECT proname::text FROM pg_proc WHERE pronamespace = 'mailhook'::regnamespace AND proname LIKE 'emit%'
+			SELECT proname::text FROM pg_proc WHERE pronamespace = 'mailhook'::regnamespace AND (proname LIKE 'emit%' OR proname LIKE '%register_event_type')
 			UNION
 			SELECT (regexp_matches(prosrc, 'MH[0-9]{3}', 'g'))[1] FROM pg_proc WHERE pronamespace = 'mailhook'::regnamespace`) {
 		if !strings.Contains(page, "`"+word+"`") {

@@ -117,7 +117,7 @@ const leastAudit = 7 * 24 * time.Hour
 
 func (r Retention) validate() error {
 	if r.AuditLog < leastAudit {
-		return fmt.Errorf("--retain-audit must be at least %v: the audit log keeps its last 7 days", leastAudit)
+		return fmt.Errorf("--retain-audit must be at least %s: the audit log keeps its last 7 days", db.FormatDays(leastAudit))
 	}
 	for _, d := range []time.Duration{r.Events, r.Attempts, r.DeadLetters, r.Quarantine, r.Held} {
 		if d < time.Hour {
@@ -128,8 +128,8 @@ func (r Retention) validate() error {
 		return errors.New("--max-held must be 1 to 1000000000")
 	}
 	if need := r.Held + longestSchedule; r.Events < need {
-		return fmt.Errorf("--retain-events %v is shorter than --retain-held %v and the longest retry schedule (%v): events would be dropped before they are delivered; raise it to %v",
-			r.Events, r.Held, longestSchedule, need)
+		return fmt.Errorf("--retain-events %s is shorter than --retain-held %s and the longest retry schedule (%s): events would be dropped before they are delivered; raise it to %s",
+			db.FormatDays(r.Events), db.FormatDays(r.Held), db.FormatDays(longestSchedule), db.FormatDays(need))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 var errNoCredentials = errors.New("its headers or credentials are not there")
@@ -26,7 +27,7 @@ func (s *subscription) unseal(keyring *db.Keyring, row db.LoadSubscriptionsRow) 
 		if err != nil {
 			return fmt.Errorf("a secret under the master key %s: %w", row.SecretKeyIDs[i], err)
 		}
-		key, err := keyBytes(string(secret))
+		key, err := format.SigningKey(string(secret))
 		if err != nil {
 			return err
 		}

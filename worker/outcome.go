@@ -22,6 +22,7 @@ import (
 const (
 	outcomeOK              = "ok"
 	outcomeHTTP1xx         = "http_1xx"
+	outcomeHTTP2xx         = "http_2xx" // of a subscription to which 200 alone is success
 	outcomeHTTP3xx         = "http_3xx"
 	outcomeHTTP4xx         = "http_4xx"
 	outcomeHTTP410         = "http_410"
@@ -57,7 +58,8 @@ type outcome struct {
 	uncounted bool
 }
 
-// delivered: 2xx, and nothing else. Everything else is retried on the schedule; people repair 4xx, too.
+// delivered: 2xx, or 200 where the subscription says so, and nothing else. Everything else is retried on the schedule; people
+// repair 4xx, too.
 func (o outcome) delivered() bool { return o.word == outcomeOK }
 
 // suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
@@ -83,9 +85,11 @@ func (o outcome) slows() bool {
 	return false
 }
 
-// statusOutcome is the word for an HTTP status.
-func statusOutcome(status int) string {
+// statusOutcome is the word for an HTTP status; only200 is the success rule "200".
+func statusOutcome(status int, only200 bool) string {
 	switch {
+	case only200 && status > http.StatusOK && status <= 299:
+		return outcomeHTTP2xx
 	case status >= 200 && status <= 299:
 		return outcomeOK
 	case status >= 100 && status <= 199:

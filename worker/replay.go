@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"mailhook/db"
 )
 
@@ -36,23 +38,29 @@ func (w *Worker) replay(ctx context.Context) {
 	})
 }
 
+// advance does a step of a replay, with the partitions locked: a step that met rows on their way into a new partition would
+// see them in neither place, and go on past them (see LockPartitions).
 func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
 	var inserted int64
-	if r.Source == "exhausted" {
-		row, err := w.q.AdvanceExhaustedReplay(ctx, r.ID)
-		if err != nil {
+	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) (err error) {
+		q := db.New(tx)
+		if err := q.LockPartitions(ctx); err != nil {
 			return err
 		}
-		inserted = row.Inserted
-	} else {
-		row, err := w.q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxScanned: replayScan})
-		if err != nil {
-			return err
-		}
-		inserted = row.Inserted
-	}
-	if inserted > 0 {
+		inserted, err = advance(ctx, q, r)
+		return err
+	})
+	if inserted > 0 && err == nil {
 		signal(w.due)
 	}
-	return nil
+	return err
+}
+
+func advance(ctx context.Context, q *db.Queries, r db.ListRunningReplaysRow) (inserted int64, err error) {
+	if r.Source == "exhausted" {
+		row, err := q.AdvanceExhaustedReplay(ctx, r.ID)
+		return row.Inserted, err
+	}
+	row, err := q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxScanned: replayScan})
+	return row.Inserted, err
 }

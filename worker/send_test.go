@@ -243,7 +243,7 @@ func TestSignaturesVerify(t *testing.T) {
 
 func mustKey(t *testing.T, secret string) []byte {
 	t.Helper()
-	key, err := keyBytes(secret)
+	key, err := format.SigningKey(secret)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -114,7 +114,7 @@ func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
 		return o, nil
 	}
 	defer response.Body.Close() //nolint:errcheck // nothing to do about it
-	o.word = statusOutcome(response.StatusCode)
+	o.word = statusOutcome(response.StatusCode, to.only200)
 	o.statusCode = response.StatusCode
 	o.retryAfter = retryAfter(response.Header, time.Now())
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.

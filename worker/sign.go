@@ -8,24 +8,10 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
 var errNoSecret = errors.New("no secret that this process can open")
-
-// keyBytes are the bytes that a secret signs with: after whsec_ the rest is base64 (Standard Webhooks, "Signature
-// scheme"); any other secret is used as its UTF-8 bytes.
-func keyBytes(secret string) ([]byte, error) {
-	if encoded, ok := strings.CutPrefix(secret, "whsec_"); ok {
-		key, err := base64.StdEncoding.DecodeString(encoded)
-		if err != nil {
-			return nil, errors.New("the secret's part after whsec_ is not base64")
-		}
-		return key, nil
-	}
-	return []byte(secret), nil
-}
 
 // sign sets the Standard Webhooks headers and X-Signature. keys come newest first; each signs webhook-signature, only
 // the newest X-Signature.

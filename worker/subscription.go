@@ -32,6 +32,7 @@ type subscription struct {
 	keys       [][]byte // newest first; none: no request may be made
 	timeout    time.Duration
 	batch      *batching // nil: one event a request
+	only200    bool      // another 2xx is a failure
 	mayStart   bool
 	limiter    *rate.Limiter // nil: no limit
 	reloadAt   time.Time
@@ -160,6 +161,7 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		url:        row.URL,
 		allowsHTTP: row.AllowsHTTP,
 		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		only200:    row.SuccessRule == "200",
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
 	}

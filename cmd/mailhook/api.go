@@ -29,7 +29,7 @@ func apiFlags() []cli.Flag {
 		listenFlag(defaultListen, "address of the API, healthz, readyz and metrics"),
 		&cli.IntFlag{
 			Name: "subscription-limit", EnvVars: []string{"MAILHOOK_SUBSCRIPTION_LIMIT"}, Value: httpapi.DefaultConfig().DefaultSubscriptionLimit,
-			Usage: "subscriptions of an account that has no limit of its own",
+			Usage: "subscriptions of an account that has no limit of its own; 0: none",
 		},
 		&cli.IntFlag{
 			Name: "test-sends-per-minute", EnvVars: []string{"MAILHOOK_TEST_SENDS_PER_MINUTE"}, Value: httpapi.DefaultConfig().TestsPerMinute,
@@ -118,6 +118,9 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 		return nil, nil, err
 	}
 	cfg.DefaultSubscriptionLimit, cfg.TestsPerMinute = c.Int("subscription-limit"), c.Int("test-sends-per-minute")
+	if cfg.DefaultSubscriptionLimit < 0 {
+		return nil, nil, usagef("--subscription-limit must be 0 (no webhooks by default) or more")
+	}
 	if cfg.TestsPerMinute < 1 || cfg.TestsPerMinute > 10_000 {
 		return nil, nil, usagef("--test-sends-per-minute must be 1 to 10000")
 	}

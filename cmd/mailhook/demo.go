@@ -18,7 +18,7 @@ not be installed yet, and takes out at the end all that it made.
 Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
 		Flags: []cli.Flag{
 			urlFlag("a database to use; without it a private PostgreSQL is started", "MAILHOOK_DATABASE_URL"),
-			&cli.DurationFlag{Name: "duration", EnvVars: []string{"MAILHOOK_DEMO_DURATION"}, Value: 15 * time.Second, Usage: "how long the mail platform works; Ctrl-C ends it sooner"},
+			durationFlag("duration", "MAILHOOK_DEMO_DURATION", 15*time.Second, "how long the mail platform works; Ctrl-C ends it sooner"),
 		},
 		Action: func(c *cli.Context) error {
 			url, err := givenURL(c)
@@ -26,7 +26,7 @@ Exit code 1 if an event was lost, sent after a rollback, or wrongly signed.`,
 				return err
 			}
 			return demo.Run(c.Context, demo.Config{
-				DatabaseURL: url, Duration: c.Duration("duration"), Out: c.App.Writer, Version: version(),
+				DatabaseURL: url, Duration: givenDuration(c, "duration"), Out: c.App.Writer, Version: version(),
 				Log: slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: slog.LevelWarn})),
 			})
 		},

@@ -275,7 +275,7 @@ func TestRetentionIsOnByDefault(t *testing.T) {
 				if name == "retain-audit" { // it holds no person's data
 					longest = 400 * 24 * time.Hour
 				}
-				if kept, err := time.ParseDuration(d.GetDefaultText()); err != nil || kept <= 0 || kept > longest {
+				if kept, err := db.ParseDuration(d.GetDefaultText()); err != nil || kept <= 0 || kept > longest {
 					t.Errorf("--%s is %s", name, d.GetDefaultText())
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -126,6 +127,27 @@ func keyring(c *cli.Context) (*db.Keyring, error) {
 		return nil, usageError{fmt.Errorf("%s: %w", source, err)}
 	}
 	return ring, nil
+}
+
+// durationFlag takes what the API takes: 30s, 12h, 14d.
+func durationFlag(name, environment string, value time.Duration, usage string) cli.Flag {
+	d := duration(value)
+	return &cli.GenericFlag{Name: name, EnvVars: []string{environment}, Value: &d, Usage: usage}
+}
+
+type duration time.Duration
+
+func (d *duration) Set(text string) error {
+	parsed, err := db.ParseDuration(text)
+	*d = duration(parsed)
+	return err
+}
+
+func (d *duration) String() string { return db.FormatDays(time.Duration(*d)) }
+
+// givenDuration is what a flag of durationFlag says.
+func givenDuration(c *cli.Context, name string) time.Duration {
+	return time.Duration(*c.Generic(name).(*duration))
 }
 
 func jsonFlag() cli.Flag {

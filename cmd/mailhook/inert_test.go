@@ -106,7 +106,7 @@ func TestListenIsInert(t *testing.T) {
 	t.Parallel()
 	for _, text := range hostileTexts() {
 		var out bytes.Buffer
-		handler := printer(inertWriter{&out}, "a secret of sixteen characters or more", 0)
+		handler := printer(inertWriter{&out}, "standard", "a secret of sixteen characters or more", 0)
 		request := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(text))
 		request.Header.Set("webhook-id", text)
 		request.Header.Set("webhook-timestamp", text)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -93,14 +92,9 @@ func createKey(c *cli.Context) error {
 	return err
 }
 
-// parseLifetime reads a whole number of days (90d), or what time.ParseDuration does.
+// parseLifetime reads how long a key is good for.
 func parseLifetime(text string) (time.Duration, error) {
-	lifetime, err := time.ParseDuration(text)
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		var n int
-		n, err = strconv.Atoi(days)
-		lifetime = time.Duration(min(n, 100_000)) * 24 * time.Hour
-	}
+	lifetime, err := db.ParseDuration(text)
 	if err != nil || lifetime < time.Minute || lifetime > 36_500*24*time.Hour {
 		return 0, errors.New("is no time of 1m to 36500d, such as 90d or 12h")
 	}

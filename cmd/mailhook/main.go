@@ -122,11 +122,15 @@ To make an API key:         mailhook key create`,
 		Writer:          inertWriter{os.Stdout},
 		ErrWriter:       inertWriter{os.Stderr},
 		Version:         version(),
-		HideVersion:     true,
+		HideVersion:     true, // the library's flag prints it in another way than the command does
+		Flags:           []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version", DisableDefaultText: true}},
 		HideHelpCommand: true,
 		OnUsageError:    onUsageError,
 		ExitErrHandler:  func(*cli.Context, error) {},
 		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				return printVersion(c)
+			}
 			if c.Args().Present() {
 				return usagef("there is no command %q (see mailhook --help)", c.Args().First())
 			}
@@ -154,6 +158,9 @@ func prepare(c *cli.Command, onUsageError cli.OnUsageErrorFunc) {
 			}
 			return action(ctx)
 		}
+	}
+	if action := c.Action; action != nil {
+		c.Action = func(ctx *cli.Context) error { return explained(ctx, action(ctx)) }
 	}
 	for _, sub := range c.Subcommands {
 		prepare(sub, onUsageError)

@@ -92,16 +92,16 @@ func workerFlags(database cli.Flag) []cli.Flag {
 		&cli.Int64Flag{Name: "max-body-bytes", EnvVars: []string{"MAILHOOK_MAX_BODY_BYTES"}, Value: d.MaxBodyBytes, Usage: "bytes of event data held in memory, for each database"},
 		&cli.IntFlag{Name: "batch-rows", EnvVars: []string{"MAILHOOK_BATCH_ROWS"}, Value: d.BatchRows, Usage: "events dispatched in one statement, at most"},
 		&cli.IntFlag{Name: "connections", EnvVars: []string{"MAILHOOK_CONNECTIONS"}, Value: d.Connections, Usage: "connections to each database that work; one more listens"},
-		&cli.DurationFlag{Name: "poll-interval", EnvVars: []string{"MAILHOOK_POLL_INTERVAL"}, Value: d.PollInterval, Usage: "the longest a sleeping worker relies on notifications"},
-		&cli.DurationFlag{Name: "claim-interval", EnvVars: []string{"MAILHOOK_CLAIM_INTERVAL"}, Value: d.ClaimInterval, Usage: "how often due retries are looked for"},
-		&cli.DurationFlag{Name: "grace", EnvVars: []string{"MAILHOOK_GRACE"}, Value: d.Grace, Usage: "how long a stopping worker lets requests finish"},
+		durationFlag("poll-interval", "MAILHOOK_POLL_INTERVAL", d.PollInterval, "the longest a sleeping worker relies on notifications"),
+		durationFlag("claim-interval", "MAILHOOK_CLAIM_INTERVAL", d.ClaimInterval, "how often due retries are looked for"),
+		durationFlag("grace", "MAILHOOK_GRACE", d.Grace, "how long a stopping worker lets requests finish"),
 		&cli.IntFlag{Name: "excerpt-bytes", EnvVars: []string{"MAILHOOK_EXCERPT_BYTES"}, Value: d.ExcerptBytes, Usage: "bytes of a receiver's answer that are kept"},
-		&cli.DurationFlag{Name: "retain-events", EnvVars: []string{"MAILHOOK_RETAIN_EVENTS"}, Value: d.Retention.Events, Usage: "how long dispatched events are kept"},
-		&cli.DurationFlag{Name: "retain-attempts", EnvVars: []string{"MAILHOOK_RETAIN_ATTEMPTS"}, Value: d.Retention.Attempts, Usage: "how long attempts are kept"},
-		&cli.DurationFlag{Name: "retain-dead-letters", EnvVars: []string{"MAILHOOK_RETAIN_DEAD_LETTERS"}, Value: d.Retention.DeadLetters, Usage: "how long exhausted deliveries can be replayed"},
-		&cli.DurationFlag{Name: "retain-quarantine", EnvVars: []string{"MAILHOOK_RETAIN_QUARANTINE"}, Value: d.Retention.Quarantine, Usage: "how long quarantined events are kept"},
-		&cli.DurationFlag{Name: "retain-audit", EnvVars: []string{"MAILHOOK_RETAIN_AUDIT"}, Value: d.Retention.AuditLog, Usage: "how long the audit log is kept"},
-		&cli.DurationFlag{Name: "retain-held", EnvVars: []string{"MAILHOOK_RETAIN_HELD"}, Value: d.Retention.Held, Usage: "how long deliveries are held before they become dead letters"},
+		durationFlag("retain-events", "MAILHOOK_RETAIN_EVENTS", d.Retention.Events, "how long dispatched events are kept"),
+		durationFlag("retain-attempts", "MAILHOOK_RETAIN_ATTEMPTS", d.Retention.Attempts, "how long attempts are kept"),
+		durationFlag("retain-dead-letters", "MAILHOOK_RETAIN_DEAD_LETTERS", d.Retention.DeadLetters, "how long exhausted deliveries can be replayed"),
+		durationFlag("retain-quarantine", "MAILHOOK_RETAIN_QUARANTINE", d.Retention.Quarantine, "how long quarantined events are kept"),
+		durationFlag("retain-audit", "MAILHOOK_RETAIN_AUDIT", d.Retention.AuditLog, "how long the audit log is kept"),
+		durationFlag("retain-held", "MAILHOOK_RETAIN_HELD", d.Retention.Held, "how long deliveries are held before they become dead letters"),
 		&cli.IntFlag{Name: "max-held", EnvVars: []string{"MAILHOOK_MAX_HELD"}, Value: d.Retention.MaxHeld, Usage: "deliveries held for one subscription; beyond it the oldest become dead letters"},
 		sourceAddressFlag(),
 	}, keyringFlags(), logFlags(), egressFlags())
@@ -130,10 +130,10 @@ func workerConfig(c *cli.Context, databaseURL string) (worker.Config, error) {
 	cfg.Version = version()
 	cfg.MaxInFlight, cfg.MaxBodyBytes, cfg.BatchRows = c.Int("max-in-flight"), c.Int64("max-body-bytes"), c.Int("batch-rows")
 	cfg.Connections, cfg.ExcerptBytes = c.Int("connections"), c.Int("excerpt-bytes")
-	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = c.Duration("poll-interval"), c.Duration("claim-interval"), c.Duration("grace")
+	cfg.PollInterval, cfg.ClaimInterval, cfg.Grace = givenDuration(c, "poll-interval"), givenDuration(c, "claim-interval"), givenDuration(c, "grace")
 	cfg.Retention = worker.Retention{
-		Events: c.Duration("retain-events"), Attempts: c.Duration("retain-attempts"), DeadLetters: c.Duration("retain-dead-letters"),
-		Quarantine: c.Duration("retain-quarantine"), AuditLog: c.Duration("retain-audit"), Held: c.Duration("retain-held"), MaxHeld: c.Int("max-held"),
+		Events: givenDuration(c, "retain-events"), Attempts: givenDuration(c, "retain-attempts"), DeadLetters: givenDuration(c, "retain-dead-letters"),
+		Quarantine: givenDuration(c, "retain-quarantine"), AuditLog: givenDuration(c, "retain-audit"), Held: givenDuration(c, "retain-held"), MaxHeld: c.Int("max-held"),
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, usageError{err}

@@ -1,14 +1,13 @@
-// Package receiver is the other end of a webhook: a handler that verifies what it gets with the official Standard
-// Webhooks library and by X-Signature. The commands listen and demo, and the tests, receive with it.
+// Package receiver is the other end of a webhook: a handler that verifies what it gets as the receivers of a format would:
+// with the official Standard Webhooks library, by X-Signature, and by the signature of the format where it has one. The
+// commands listen and demo, and the tests, receive with it.
 package receiver
 
 import (
-	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,18 +22,20 @@ import (
 type Receipt struct {
 	Path   string
 	ID     string // webhook-id
-	Type   string
+	Type   string // in the words of the format; of an array, that of its first event
 	Test   bool
-	Events []string // ids in the body: one, or those of a batch
+	Events []string // the ids in the body; "" where the format has none
 	Body   []byte
 	Header http.Header
 	At     time.Time
-	// Problem is what is wrong with the request: nil when both signatures are right.
+	// Problem is what is wrong with the request: nil when all signatures are right, and the body is of the format.
 	Problem error
 }
 
 // A Receiver answers webhooks. Its functions are called from many goroutines.
 type Receiver struct {
+	// Format is that of the bodies; "" is standard.
+	Format string
 	// Secret is the signing secret of a path.
 	Secret func(path string) string
 	// Answer decides the status of a receipt, and may write headers and a body; it runs before the answer is sent, so
@@ -50,44 +51,15 @@ func (v *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errors.Join(
 			verifyStandard(v.Secret(r.URL.Path), body, r.Header),
 			verifyXSignature(v.Secret(r.URL.Path), body, r.Header.Get("X-Signature")))
+		if v.Format == "sendgrid" {
+			err = errors.Join(err, verifySendGrid(v.Secret(r.URL.Path), body, r.Header))
+		}
 	}
 	if err == nil {
-		err = receipt.read()
+		err = v.readBody(&receipt)
 	}
 	receipt.Problem = err
 	v.Answer(w, receipt)
-}
-
-// An envelope is what every event of format standard has.
-type envelope struct {
-	ID   string `json:"id"`
-	Type string `json:"type"`
-	Test bool   `json:"test"`
-}
-
-// read takes type and ids from the body: an event, or an array of them under the id of a batch.
-func (r *Receipt) read() error {
-	var events []envelope
-	isArray := bytes.HasPrefix(r.Body, []byte("["))
-	if !isArray {
-		var one envelope
-		if err := json.Unmarshal(r.Body, &one); err != nil {
-			return err
-		}
-		events = []envelope{one}
-	} else if err := json.Unmarshal(r.Body, &events); err != nil {
-		return err
-	} else if len(events) == 0 || !strings.HasPrefix(r.ID, "bat_") {
-		return fmt.Errorf("%d events in an array under the webhook-id %s", len(events), r.ID)
-	}
-	for _, e := range events {
-		r.Events = append(r.Events, e.ID)
-	}
-	r.Type, r.Test = events[0].Type, events[0].Test
-	if !isArray && events[0].ID != r.ID {
-		return fmt.Errorf("webhook-id is %s but the body's id is %s", r.ID, events[0].ID)
-	}
-	return nil
 }
 
 func verifyStandard(secret string, body []byte, header http.Header) error {

@@ -26,6 +26,8 @@ type Format struct {
 	// Sign sets the headers by which the receivers of this format verify, beside those that every request has; nil: none.
 	// keys are those of the live secrets, the newest first.
 	Sign func(header http.Header, at time.Time, body []byte, keys [][]byte) error
+	// HasPublicKey says that its receivers verify by the public key of the subscription (PublicKey).
+	HasPublicKey bool
 	// IsPermanent says of a status that is no success that the request will never be taken; nil: of none.
 	IsPermanent func(status int) bool
 }
@@ -50,6 +52,8 @@ type Target struct {
 var formats = map[string]Format{}
 
 // register makes a format known; each file calls it once.
+//
+//nolint:unparam // a variable at the top of a file takes a value
 func register(f Format) bool {
 	formats[f.Name] = f
 	return true

@@ -48,18 +48,28 @@ func addObjects(f *testing.F, add func(string)) {
 	}
 }
 
-// FuzzRenderer: of every object that type json takes, the body is JSON with the members that the contract says.
+// FuzzRenderer: of every object that type json takes, the body of format standard is JSON with the members that the contract
+// says, and that of every other format is JSON without a name given twice, or XML.
 func FuzzRenderer(f *testing.F) {
 	addObjects(f, func(data string) {
 		f.Add("email.sent", "r@example.com", "<a&b>\"\\\n\u2028", "", []byte(data))
 		f.Add("email.opened.newsletter", "", "m", "192.0.2.1", []byte(data))
 	})
+	for _, eventType := range []string{"email.bounced.hard", "email.delivered", "email.unsubscribed", "form.submitted", ""} {
+		f.Add(eventType, "r", "<0>", "", []byte(`{"meta_data":{"email":1,"a":2,"a":3,"\ud800":{}},"tags":["x"],"campaign_id":1e3,"subscriber_id":"007","list_id":{},"smtp_code":5,"reason":"\u0001\ufffe]]>"}`))
+	}
 	f.Fuzz(func(t *testing.T, eventType, recipient, messageID, ip string, data []byte) {
 		given, ok := members(data)
 		for _, text := range []string{eventType, recipient, messageID, ip, string(data)} {
 			ok = ok && utf8.ValidString(text) // so is every text in PostgreSQL
 		}
 		e := &Event{ID: "evt_1", Type: eventType, OccurredAt: time.UnixMicro(1), Recipient: recipient, MessageID: messageID, DedicatedIP: ip, Data: data}
+		for _, name := range Names("web") {
+			f, _ := Find(name)
+			if body, err := f.One(e, nil); ok && (err != nil || !isWellFormed(f, body)) {
+				t.Fatalf("%q is rendered in format %s as %q, %v", data, name, body, err)
+			}
+		}
 		body, err := standard(t).One(e, nil)
 		if !ok {
 			return // it did not panic
@@ -88,6 +98,23 @@ func FuzzRenderer(f *testing.F) {
 			t.Fatalf("%q is rendered as %q, with %q, want %q", data, body, got, want)
 		}
 	})
+}
+
+// isWellFormed says that a parser takes the body, and that no member of an object of ours is there twice.
+func isWellFormed(f Format, body []byte) bool {
+	if f.ContentType == "application/xml" {
+		return parseXML(body) == nil
+	}
+	if f.Arrays == OnlyArrays {
+		body = bytes.TrimSuffix(bytes.TrimPrefix(body, []byte("[")), []byte("]"))
+	}
+	found, ok := members(body)
+	names := map[string]bool{}
+	for _, m := range found {
+		ok = ok && !names[m.key]
+		names[m.key] = true
+	}
+	return ok
 }
 
 // sameMember compares values as they are read: encoding/json may write a text in another way.

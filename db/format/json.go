@@ -103,3 +103,29 @@ func valueEnd(b []byte) int {
 	}
 	return len(b)
 }
+
+// eachElement calls f with each value of a JSON array, as it stands there; as eachMember.
+func eachElement(array []byte, f func(value []byte) error) error {
+	rest := skipSpace(array)
+	if len(rest) == 0 || rest[0] != '[' {
+		return errNoObject
+	}
+	rest = skipSpace(rest[1:])
+	for len(rest) > 0 && rest[0] != ']' {
+		if rest[0] == ',' {
+			rest = skipSpace(rest[1:])
+		}
+		n := valueEnd(rest)
+		if n == 0 {
+			return errNoObject
+		}
+		if err := f(rest[:n]); err != nil {
+			return err
+		}
+		rest = skipSpace(rest[n:])
+	}
+	if len(rest) == 0 {
+		return errNoObject
+	}
+	return nil
+}

@@ -23,7 +23,13 @@ func renderStandard(b []byte, e *Event, _ *Target) ([]byte, error) {
 	if e.IsTest {
 		b = append(b, `,"test":true`...)
 	}
-	b = append(b, `,"data":{`...)
+	b, err := appendData(append(b, `,"data":`...), e)
+	return append(b, '}'), err
+}
+
+// appendData writes the data of format standard.
+func appendData(b []byte, e *Event) ([]byte, error) {
+	b = append(b, '{')
 	begun := len(b)
 	comma := func() {
 		if len(b) > begun {
@@ -41,12 +47,11 @@ func renderStandard(b []byte, e *Event, _ *Target) ([]byte, error) {
 		if err != nil {
 			return err
 		}
-		absent := string(value) == "null" || string(value) == `""`
-		if !absent && !slices.ContainsFunc(columns, func(c column) bool { return c.name == string(name) }) {
+		if !isAbsent(value) && !slices.ContainsFunc(columns, func(c column) bool { return c.name == string(name) }) {
 			comma()
 			b = append(append(append(b, key...), ':'), value...)
 		}
 		return nil
 	})
-	return append(b, "}}"...), err
+	return append(b, '}'), err
 }

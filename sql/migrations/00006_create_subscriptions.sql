@@ -72,7 +72,7 @@ COMMENT ON COLUMN mailhook.subscriptions.retry_jitter IS 'The share by which a d
 COMMENT ON COLUMN mailhook.subscriptions.suspend_when_exhausted IS 'Preset mailjet: the subscription is suspended when a schedule ends without success.';
 COMMENT ON COLUMN mailhook.subscriptions.timeout IS 'For the whole request: connecting, sending and reading the answer.';
 COMMENT ON COLUMN mailhook.subscriptions.max_in_flight IS 'Requests under way at one time, over all workers.';
-COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone.';
+COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone; then another 2xx is the outcome http_2xx, and is retried.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_events IS 'Batches: how many events one request carries at most; NULL: one event a request, and no array.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_wait IS 'Batches: how long the first event of a batch waits for others.';
 COMMENT ON COLUMN mailhook.subscriptions.ordering IS 'Deliveries of one message, or of one recipient, go one after another; none: in no order.';

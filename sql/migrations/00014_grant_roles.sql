@@ -30,7 +30,7 @@ GRANT SELECT, UPDATE ON SEQUENCE mailhook.wakeup TO mailhook_worker;
 GRANT SELECT ON SEQUENCE mailhook.emit_failures TO mailhook_worker;
 
 -- The API: manages subscriptions and reads history. It writes sealed secrets and cannot read them, and makes no keys.
-GRANT SELECT ON mailhook.goose_db_version, mailhook.installation, mailhook.event_types, mailhook.outbox, mailhook.events, mailhook.attempts, mailhook.workers,
+GRANT SELECT ON mailhook.goose_db_version, mailhook.installation, mailhook.event_types, mailhook.event_type_aliases, mailhook.outbox, mailhook.events, mailhook.attempts, mailhook.workers,
   mailhook.unfinished_deliveries TO mailhook_api;
 GRANT UPDATE (secret_key_id) ON mailhook.installation TO mailhook_api;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.subscription_health TO mailhook_api;
@@ -49,6 +49,8 @@ GRANT INSERT (account_id, pattern, is_dry_run), SELECT (id, account_id, is_dry_r
 GRANT INSERT (turn), SELECT (turn) ON mailhook.erasures TO mailhook_api;
 -- A quarantined event goes back to the outbox.
 GRANT INSERT ON mailhook.outbox TO mailhook_api;
+-- Other platforms' words for event types.
+GRANT EXECUTE ON FUNCTION mailhook.event_word(text) TO mailhook_api;
 
 -- +goose StatementBegin
 DO $$

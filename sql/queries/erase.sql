@@ -66,8 +66,8 @@ ORDER BY o.began_at NULLS LAST, o.virtualtransaction
 LIMIT 1;
 
 -- LockPartitions keeps rows from moving out of DEFAULT until commit. A statement that meets such a move waits for it with the
--- partitions already looked up, sees neither the rows' old place nor their new one, and the erasure would go on past them.
--- The parents first, as mailhook.detach_day has it.
+-- partitions already looked up, sees neither the rows' old place nor their new one, and an erasure or a replay would go on past
+-- them. The parents first, as mailhook.detach_day has it.
 -- name: LockPartitions :exec
 LOCK TABLE ONLY mailhook.events, ONLY mailhook.events_default, ONLY mailhook.attempts, ONLY mailhook.attempts_default IN ACCESS SHARE MODE;
 

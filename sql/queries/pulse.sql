@@ -28,7 +28,7 @@ WHERE a.updated_at >= @since::timestamptz;
 SELECT s.id, s.account_id, s.version, s.url, s.format,
   (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
-  s.max_in_flight, s.rate_limit_per_second, coalesce(s.batch_max_events, 0)::int AS batch_max_events,
+  s.max_in_flight, s.rate_limit_per_second, s.success_rule, coalesce(s.batch_max_events, 0)::int AS batch_max_events,
   (extract(epoch FROM coalesce(s.batch_max_wait, '0')) * 1000)::bigint AS batch_max_wait_ms,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
   (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,

@@ -6,7 +6,8 @@ WHERE r.state = 'running'
 ORDER BY r.id;
 
 -- AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
--- that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it.
+-- that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it. Call it after
+-- LockPartitions: of an event that moves into a new partition meanwhile it would not see whether it is erased.
 -- name: AdvanceExhaustedReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
@@ -62,7 +63,8 @@ advanced AS (
 )
 SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state;
 
--- AdvanceEventReplay makes new deliveries of the next events that the subscription matches today.
+-- AdvanceEventReplay makes new deliveries of the next events that the subscription matches today. Call it after LockPartitions:
+-- what moves into a new partition meanwhile would be passed over.
 -- name: AdvanceEventReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.

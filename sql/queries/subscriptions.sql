@@ -146,6 +146,13 @@ SET key_id = @key_id, sealed = @sealed;
 -- name: DeleteCredentials :exec
 DELETE FROM mailhook.subscription_credentials WHERE subscription_id = @subscription_id AND kind = @kind;
 
+-- ListLiveSecrets says since when and until when the secrets of a subscription sign, the newest first.
+-- name: ListLiveSecrets :many
+SELECT x.created_at, x.expires_at
+FROM mailhook.subscription_secrets AS x
+WHERE x.subscription_id = @subscription_id AND (x.expires_at IS NULL OR x.expires_at > statement_timestamp())
+ORDER BY x.created_at DESC, x.id DESC;
+
 -- ExpireSecrets gives the secrets of a subscription until the end of the grace, or less where they had less, and
 -- removes at once all but the newest @kept of them and those without any time left.
 -- name: ExpireSecrets :exec
@@ -165,9 +172,13 @@ SET expires_at = r.ends_at
 FROM ranked AS r
 WHERE x.id = r.id AND r.nth <= @kept::int AND r.ends_at > statement_timestamp();
 
--- TouchSubscription makes the workers read a subscription again: the trigger raises its version.
--- name: TouchSubscription :one
-UPDATE mailhook.subscriptions AS s SET updated_at = clock_timestamp() WHERE s.id = @id RETURNING *;
+-- SetPublicKey stores by what receivers verify the newest secret, and makes the workers read the subscription again: the
+-- trigger raises its version.
+-- name: SetPublicKey :one
+UPDATE mailhook.subscriptions AS s
+SET public_key = @public_key::text
+WHERE s.id = @id
+RETURNING *;
 
 -- IsSubscriptionKnown says whether a subscription exists, deleted or not, in one account or, without @account_id, in any.
 -- name: IsSubscriptionKnown :one

@@ -1,0 +1,287 @@
+package roundtrip
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"mailhook/db"
+	"mailhook/db/dbtest"
+	"mailhook/db/format"
+	"mailhook/httpapi"
+	"mailhook/worker"
+)
+
+func TestMain(m *testing.M) { dbtest.Main(m) }
+
+const (
+	recipient = "r@example.com"
+	messageID = "19421777835146490" // more than a double holds
+)
+
+// A hook is one receiver, and what came to it.
+type hook struct {
+	platform
+	name, secret, publicKey string
+
+	mu       sync.Mutex
+	readings map[string][]reading // by webhook-id
+	problems []string
+}
+
+// ServeHTTP takes a request as the receivers of a platform do: by both signatures that all requests have, then as the platform.
+func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var readings []reading
+	if err == nil {
+		err = verify(h.secret, r.Header, body)
+	}
+	if err == nil {
+		readings, err = h.read(r.Header, body, h.publicKey)
+	}
+	if err != nil {
+		h.problems = append(h.problems, fmt.Sprintf("%v: %s", err, body))
+	}
+	h.readings[r.Header.Get("webhook-id")] = readings
+	w.WriteHeader(http.StatusOK)
+}
+
+// verify is what a receiver of Standard Webhooks does with its library, and one of Mumara ONE with X-Signature.
+func verify(secret string, header http.Header, body []byte) error {
+	webhook, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		return err
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
+	if err != nil {
+		return err
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(body)
+	if header.Get("X-Signature") != "hmac-sha256="+hex.EncodeToString(mac.Sum(nil)) {
+		return errors.New("X-Signature does not match")
+	}
+	return webhook.Verify(body, header)
+}
+
+func (h *hook) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.readings)
+}
+
+// TestRoundTrips: every type of the catalogue, emitted in SQL, arrives at the receiver of every platform, which verifies it,
+// parses it, and finds its own word for it, or our name where it has none.
+func TestRoundTrips(t *testing.T) {
+	t.Parallel()
+	if names := format.Names("web"); len(names) != len(platforms()) {
+		t.Fatalf("formats %v have %d receivers", names, len(platforms()))
+	}
+	d := dbtest.New(t)
+	hooks := subscribeAll(t, d)
+	ids := emitAll(t, d)
+	for name, h := range hooks {
+		dbtest.Eventually(t, fmt.Sprintf("%d events at %s", len(ids), name), func() bool { return h.count() == len(ids) })
+	}
+	sent := dispatched(t, d)
+	for _, h := range hooks {
+		h.judge(t, sent)
+	}
+}
+
+// judge compares what came with what was emitted.
+func (h *hook) judge(t *testing.T, sent map[string]string) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, problem := range h.problems {
+		t.Errorf("%s: %s", h.name, problem)
+	}
+	seen := map[string]bool{}
+	for id, eventType := range sent {
+		if len(h.readings[id]) != 1 {
+			t.Errorf("%s reads %d events of %s", h.name, len(h.readings[id]), eventType)
+			continue
+		}
+		got := h.readings[id][0]
+		seen[got.event] = true
+		if got.event != eventType && !slices.Contains(h.words, got.event) {
+			t.Errorf("%s has no word %q, that came of %s", h.name, got.event, eventType)
+		}
+		if got.email != recipient || got.messageID != messageID && h.name != "mumara-classic" {
+			t.Errorf("%s reads %+v of %s", h.name, got, eventType)
+		}
+	}
+	for _, word := range h.words {
+		if !seen[word] {
+			t.Errorf("%s never got %q", h.name, word)
+		}
+	}
+}
+
+// subscribeAll makes a receiver and, through the API, a subscription of each format, and starts a worker.
+func subscribeAll(t *testing.T, d *dbtest.DB) map[string]*hook {
+	t.Helper()
+	hooks, mux := map[string]*hook{}, http.NewServeMux()
+	for name, p := range platforms() {
+		hooks[name] = &hook{platform: p, name: name, readings: map[string][]reading{}}
+		mux.Handle("/"+name, hooks[name])
+	}
+	receivers := httptest.NewServer(mux)
+	t.Cleanup(receivers.Close)
+
+	keyring, err := db.NewKeyring(db.NewMasterKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := worker.DefaultConfig()
+	w.DatabaseURL, w.Keyring, w.Version, w.Log = d.As("mailhook_worker"), keyring, "test", slog.New(slog.DiscardHandler)
+	w.AllowInsecureHTTP, w.AllowCIDR = true, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	api := serveAPI(t, d, keyring, w)
+	for name, h := range hooks {
+		var created struct {
+			Secret    string
+			PublicKey string `json:"public_key"`
+		}
+		api(map[string]any{"name": name, "format": name, "channel": map[string]any{"url": receivers.URL + "/" + name}, "event_types": []string{"*", "subscription"}}, &created)
+		h.secret, h.publicKey = created.Secret, created.PublicKey
+	}
+	run(t, w)
+	return hooks
+}
+
+// serveAPI answers a function that creates a subscription.
+func serveAPI(t *testing.T, d *dbtest.DB, keyring *db.Keyring, w worker.Config) func(body, into any) {
+	t.Helper()
+	pool, err := db.Open(t.Context(), d.As("mailhook_api"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	config := httpapi.DefaultConfig()
+	config.Pool, config.Keyring, config.Policy, config.Logger = pool, keyring, w.Policy, slog.New(slog.DiscardHandler)
+	handler, err := httpapi.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(handler.Close)
+	key, hash := db.NewAPIKey()
+	account := "default"
+	if _, err := db.New(d.Pool).InsertAPIKey(t.Context(), db.InsertAPIKeyParams{AccountID: &account, Scope: "write", KeyHash: hash}); err != nil {
+		t.Fatal(err)
+	}
+	return func(body, into any) {
+		text, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request := httptest.NewRequest(http.MethodPost, "/v1/subscriptions", bytes.NewReader(text))
+		request.Header = http.Header{"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}}
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, request)
+		if err := json.Unmarshal(answer.Body.Bytes(), into); err != nil || answer.Code != http.StatusCreated {
+			t.Fatalf("%d, %s", answer.Code, answer.Body)
+		}
+	}
+}
+
+func run(t *testing.T, config worker.Config) {
+	t.Helper()
+	w, err := worker.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// emitAll writes an event of each type of the catalogue, with its sample, and a bounce of which nobody knows the kind; it answers
+// their ids.
+func emitAll(t *testing.T, d *dbtest.DB) []string {
+	t.Helper()
+	rows, _ := d.Pool.Query(t.Context(), `
+		SELECT mailhook.emit(e.name, recipient => $1, message_id => $2, data => e.sample)
+		FROM (SELECT name, sample FROM mailhook.event_types UNION ALL SELECT 'email.bounced', '{"reason":"no idea"}') AS e`, recipient, messageID)
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(ids) < 30 {
+		t.Fatalf("%d events, %v", len(ids), err)
+	}
+	return ids
+}
+
+// dispatched are the types of all events, by id, as dispatch has refined them.
+func dispatched(t *testing.T, d *dbtest.DB) map[string]string {
+	t.Helper()
+	rows, _ := d.Pool.Query(t.Context(), "SELECT mailhook.event_id(inserted_at, id), event_type FROM mailhook.events")
+	types := map[string]string{}
+	var id, name string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &name}, func() error { types[id] = name; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return types
+}
+
+// TestArrays: receivers of the formats that have arrays take one of several events.
+func TestArrays(t *testing.T) {
+	t.Parallel()
+	events := []*format.Event{
+		{ID: "evt_1", Type: "email.opened", OccurredAt: time.Unix(1705314600, 0), Recipient: recipient, MessageID: messageID, Data: []byte("{}")},
+		{ID: "evt_2", Type: "email.bounced.hard", OccurredAt: time.Unix(1705314601, 0), Recipient: recipient, MessageID: messageID, Data: []byte(`{"smtp_code":550}`)},
+	}
+	for name, want := range map[string][]string{
+		"mailjet": {"open", "bounce"}, "sendgrid": {"open", "bounce"}, "cloudevents": {"email.opened", "email.bounced.hard"},
+	} {
+		f, _ := format.Find(name)
+		var bodies [][]byte
+		for _, e := range events {
+			body, err := f.Render(nil, e, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bodies = append(bodies, body)
+		}
+		body := slices.Concat([]byte("["), bytes.Join(bodies, []byte(",")), []byte("]"))
+		header := http.Header{"Content-Type": {f.ArrayContentType}}
+		if f.Sign != nil {
+			if err := f.Sign(header, time.Now(), body, [][]byte{[]byte("a secret of sixteen or more")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		publicKey, err := format.PublicKey("a secret of sixteen or more")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := platforms()[name].read(header, body, publicKey)
+		if err != nil || len(got) != 2 || got[0].event != want[0] || got[1].event != want[1] {
+			t.Errorf("%s reads %+v, %v of %s", name, got, err, body)
+		}
+	}
+}
