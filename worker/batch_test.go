@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"mailhook/cmd/receiver"
 	"mailhook/db"
 	"mailhook/db/dbtest"
+	"mailhook/db/format"
 )
 
 // emit commits n events in one statement, numbered from 1 in their data.
@@ -470,5 +473,41 @@ func TestBatchID(t *testing.T) {
 	d.subscriptionID[0] = 1
 	if id == batchID(both) {
 		t.Error("another subscription has the same")
+	}
+}
+
+// Every format that has arrays, as its receivers verify and read it.
+func TestBatchesOfEveryFormat(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var mu sync.Mutex
+	came := map[string][]receiver.Receipt{}
+	withArrays := 0
+	for _, name := range format.Names("web") {
+		f, _ := format.Find(name)
+		if f.Arrays == format.NoArrays {
+			continue
+		}
+		withArrays++
+		server := httptest.NewServer(&receiver.Receiver{Format: name, Secret: func(string) string { return b.secret }, Answer: func(_ http.ResponseWriter, r receiver.Receipt) {
+			mu.Lock()
+			defer mu.Unlock()
+			came[name] = append(came[name], r)
+		}})
+		t.Cleanup(server.Close)
+		b.subscribe(t, "/", "email", "batch_max_events = 3, "+longWait, "format = '"+name+"'", "url = '"+server.URL+"'")
+	}
+	b.run(t, b.config())
+	b.emit(t, 3)
+	b.settled(t)
+	for name, receipts := range came {
+		for _, r := range receipts {
+			if r.Problem != nil || len(r.Events) != 3 || !strings.HasPrefix(r.ID, db.BatchPrefix) {
+				t.Errorf("%s: %s, %d events, %v", name, r.ID, len(r.Events), r.Problem)
+			}
+		}
+	}
+	if len(came) != withArrays || withArrays < 3 {
+		t.Errorf("%d of %d formats came", len(came), withArrays)
 	}
 }
