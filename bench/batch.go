@@ -15,7 +15,10 @@ func (b *bench) batch(ctx context.Context) error {
 	m := b.accepting(1, 1)
 	m.maxEvents = 1000
 	if os.Getenv("ONLY") == "mailhook" {
-		_, err := b.contestOf(ctx, "batches_of_1000", b.scaled(batchEvents), m)
+		r, err := b.contestOf(ctx, "batches_of_1000", b.scaled(batchEvents), m)
+		thousands := float64(b.scaled(batchEvents)) / 1000
+		b.report.add("batch", "CPU of PostgreSQL", "ms per 1,000", r.used.postgresCPU.Seconds()*1000/thousands)
+		b.report.add("batch", "CPU of the worker", "ms per 1,000", r.used.contestantCPU.Seconds()*1000/thousands)
 		return err
 	}
 	for range rounds {
