@@ -175,6 +175,7 @@ func (b *batches) startReady() {
 		}
 		b.ready, l.isReady = b.ready[1:], false
 		switch took {
+		case full, busy:
 		case parked:
 			b.parked = append(b.parked, l)
 		case begun:

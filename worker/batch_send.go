@@ -141,7 +141,8 @@ func (t *trial) try(p part) (outcome, bool) {
 		return outcome{}, false // we gave up, not the receiver
 	}
 	t.took = max(t.took, o.duration)
-	t.isClosed = t.isClosed || o.slows() || o.suspends()
+	// What else waits for a dead endpoint would take the place of others here: the database knows what to hold.
+	t.isClosed = t.isClosed || o.slows() || o.suspends() || !o.delivered() && !o.refuses() && o.duration > slowAfter
 	t.w.metrics.batchEvents.Observe(float64(p.len()))
 	t.w.metrics.attemptSeconds.Observe(o.duration.Seconds())
 	if p.len() > 1 && len(o.excerpt) > batchExcerpt {

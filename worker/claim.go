@@ -124,10 +124,10 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 	return result, err
 }
 
-// room is what a claim may take, and whether that is anything.
+// room is what a claim may take, and whether that is anything: a walk for batches alone is for who has had some lately.
 func (c *claimer) room() (room, bool) {
 	r := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
-	return r, (r.claim > 0 || r.batched > 0) && r.bytes > 0
+	return r, (r.claim > 0 || r.batched > 0 && r.anyBatched) && r.bytes > 0
 }
 
 // walkAgain begins a walk, unless one is under way.

@@ -24,6 +24,7 @@ type leases struct {
 	bytes          int64
 	batched        int           // deliveries that wait for a batch or travel in one: without a slot
 	batchedBytes   int64         // of event data, that of two deliveries of one event twice
+	batchedAt      time.Time     // one of them came or went
 	requests       int           // with batches, each with a slot
 	starved        bool          // a batch waits for a slot
 	unstarved      chan struct{} // there may be one
@@ -68,6 +69,7 @@ func (l *leases) count(d *delivery, by int) {
 	switch {
 	case d.isBatched():
 		l.batched += by
+		l.batchedAt = time.Now()
 		l.batchedBytes += int64(by) * d.event.size()
 		return
 	case d.claimed:
@@ -163,6 +165,7 @@ func (l *leases) held() int {
 type room struct {
 	dispatch, claim int   // deliveries
 	batched         int   // deliveries for batches
+	anyBatched      bool  // there were some lately
 	bytes           int64 // of event data
 	more            <-chan struct{}
 }
@@ -181,6 +184,7 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
 		bytes: maxBytes - l.bytes, more: l.freed,
 	}
+	r.anyBatched = time.Since(l.batchedAt) < time.Minute
 	if l.batchedBytes < maxBytes/2 {
 		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched)
 	}
