@@ -75,6 +75,7 @@ func (b *bench) rows() []row {
 		{"host-bulk", "20,000 rows in one INSERT … SELECT", b.hostBulk},
 		{"latency-idle", "one event at a time, to a worker that sleeps", b.latencyIdle},
 		{"latency-load", "1,000 events/s from hosts that commit up to 20 ms after the insert", b.latencyLoad},
+		{"lanes", "complaints one at a time, to a worker that sleeps and to one with 1,000,000 opens before it", b.lanes},
 		{"repeatable-read", "one event at a time, of a host whose snapshot is older than the worker's sleep", b.repeatableRead},
 		{"before-arming", "one event at a time, inserted before the worker slept and committed after", b.beforeArming},
 		{"held-snapshot", "a drain while a transaction holds a snapshot and hosts commit late", b.heldSnapshot},

@@ -31,6 +31,7 @@ type receiver struct {
 	goal        int64       // reached is closed when count comes to it
 	reached     chan struct{}
 	arrived     map[int64]time.Time // by the number in data, where it is watched
+	from        int64               // the least number that is
 }
 
 // markEvery is how many requests lie between two marks.
@@ -60,11 +61,11 @@ func (r *receiver) reset(n int64) <-chan struct{} {
 	return r.expectLocked(n)
 }
 
-// watch is reset for a row that asks when each event came.
-func (r *receiver) watch() {
+// watch is reset for a row that asks when each event came whose number is at least from.
+func (r *receiver) watch(from int64) {
 	r.reset(0)
 	r.mu.Lock()
-	r.arrived = map[int64]time.Time{}
+	r.arrived, r.from = map[int64]time.Time{}, from
 	r.mu.Unlock()
 }
 
@@ -137,7 +138,7 @@ func (r *receiver) request(path, id, body []byte) behaviour {
 func (r *receiver) note(body []byte, now time.Time) {
 	_, rest, _ := bytes.Cut(body, []byte(`"n":`))
 	end := bytes.IndexAny(rest, ",}")
-	if n, err := strconv.ParseInt(string(bytes.TrimSpace(rest[:max(0, end)])), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(string(bytes.TrimSpace(rest[:max(0, end)])), 10, 64); err == nil && n >= r.from {
 		if _, again := r.arrived[n]; !again {
 			r.arrived[n] = now
 		}
@@ -197,6 +198,13 @@ func (r *receiver) lastAt() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.last
+}
+
+// watched is how many of the numbers have come.
+func (r *receiver) watched() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.arrived)
 }
 
 // arrivals is when each number came first, since watch.

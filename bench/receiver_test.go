@@ -40,7 +40,7 @@ func TestReceiverTakesRequestsInPieces(t *testing.T) {
 	defer syscall.Close(ends[0])
 	defer syscall.Close(ends[1])
 	r := &receiver{seed: maphash.MakeSeed()}
-	r.watch()
+	r.watch(0)
 	l := &loop{peers: map[int32]*peer{}, request: r.request}
 	p := &peer{fd: ends[0], buffer: make([]byte, 16)}
 	pieces := []string{"POST /ok/1 HT", "TP/1.1\r\nwebhook-id: evt_1\r", "\nContent-Length: 7\r\n\r\n", `{"n":1`, "}"}

@@ -96,7 +96,7 @@ func (d *database) commitLate(ctx context.Context, n int64) (time.Time, error) {
 // live lets traffic run beside a worker that runs, and answers the latency of every event that counts. All of them must
 // arrive, once.
 func (b *bench) live(ctx context.Context, d *database, t traffic, counts func(n int64) bool) ([]time.Duration, error) {
-	b.receiver.watch()
+	b.receiver.watch(0)
 	committed, err := t.run(ctx, d)
 	if err != nil {
 		return nil, err

@@ -16,11 +16,17 @@ const anyDue = `-- name: AnyDue :one
 SELECT EXISTS (
   SELECT FROM mailhook.deliveries AS d
   WHERE d.lease_id IS NULL
-    AND d.next_attempt_at > coalesce($1::timestamptz, '-infinity')
+    AND (NOT $1::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
+    AND d.next_attempt_at > coalesce($2::timestamptz, '-infinity')
     AND d.next_attempt_at <= statement_timestamp()
 )::boolean AS any_due,
 statement_timestamp()::timestamptz AS asked_at
 `
+
+type AnyDueParams struct {
+	IsUrgent bool
+	Since    *time.Time
+}
 
 type AnyDueRow struct {
 	AnyDue  bool
@@ -28,9 +34,9 @@ type AnyDueRow struct {
 }
 
 // AnyDue says whether a waiting delivery is due, or has come due after @since: a look at one index entry, so that an idle
-// worker's claim costs nothing. Deliveries that are held answer true as well.
-func (q *Queries) AnyDue(ctx context.Context, since *time.Time) (AnyDueRow, error) {
-	row := q.db.QueryRow(ctx, anyDue, since)
+// worker's claim costs nothing. Deliveries that are held answer true as well. @is_urgent: of the urgent lane.
+func (q *Queries) AnyDue(ctx context.Context, arg AnyDueParams) (AnyDueRow, error) {
+	row := q.db.QueryRow(ctx, anyDue, arg.IsUrgent, arg.Since)
 	var i AnyDueRow
 	err := row.Scan(&i.AnyDue, &i.AskedAt)
 	return i, err
@@ -41,7 +47,8 @@ WITH RECURSIVE walked AS (
   SELECT (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.subscription_id > $5::uuid
+    WHERE d.lease_id IS NULL AND d.subscription_id > $6::uuid
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
@@ -51,6 +58,7 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ), w.step + 1
@@ -62,6 +70,7 @@ recent AS MATERIALIZED (
   FROM mailhook.deliveries AS d
   WHERE $1::timestamptz IS NOT NULL
     AND d.lease_id IS NULL
+    AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > $1::timestamptz
     AND d.next_attempt_at <= statement_timestamp()
   ORDER BY d.next_attempt_at
@@ -81,34 +90,33 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $7::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $7::boolean
+    WHERE $8::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
-open AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, h.opened_at, h.release_before,
+measured AS MATERIALIZED (
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
     CASE WHEN s.batch_max_events IS NOT NULL THEN
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, $6::uuid)
+        s.id, crew.workers, $7::uuid)
     END AS requests,
     least(
-      greatest($8::int, s.batch_max_events),
-      least(
-        mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-          s.id, crew.workers, $6::uuid) * coalesce(s.batch_max_events, 1),
-        mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) * coalesce(s.batch_max_events, 1)
-          - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-        ($9::jsonb ->> s.id::text)::int,
-        CASE WHEN s.rate_limit_per_second IS NOT NULL
-          THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)
-        - coalesce(($10::jsonb ->> s.id::text)::int, 0))::int AS room
+      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
+        s.id, crew.workers, $7::uuid) * coalesce(s.batch_max_events, 1),
+      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) * coalesce(s.batch_max_events, 1)
+        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
+      CASE WHEN s.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)::int AS width,
+    ($9::jsonb ->> s.id::text)::int AS slow_limit,
+    coalesce(($10::jsonb ->> s.id::text)::int, 0) AS ordinary,
+    coalesce(($11::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
   CROSS JOIN LATERAL (
-    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.batch_max_events
+    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events
     FROM mailhook.subscriptions AS b
     WHERE b.id = w.subscription_id
     OFFSET 0
@@ -126,6 +134,14 @@ open AS MATERIALIZED (
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
     -- Two workers would each get a part of a batch.
     AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
+),
+open AS MATERIALIZED (
+  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent,
+    least(greatest($12::int, m.batch_max_events), CASE WHEN $3::boolean
+      THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END) AS room
+  FROM measured AS m
 ),
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
@@ -146,6 +162,7 @@ gated AS MATERIALIZED (
     AND (SELECT d.id
       FROM mailhook.deliveries AS d
       WHERE d.lease_id IS NULL
+        AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
         AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
       ORDER BY d.subscription_id, d.next_attempt_at
@@ -177,6 +194,7 @@ single AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
       -- other subscriptions.
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
@@ -186,7 +204,7 @@ single AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS due
   WHERE p.room > 0
-  LIMIT $4::int
+  LIMIT $5::int
 ),
 batched AS MATERIALIZED (
   SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release, due.batch_id
@@ -195,6 +213,7 @@ batched AS MATERIALIZED (
     SELECT d.id, d.event_inserted_at, d.event_id, d.batch_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
       AND (d.subscription_id, d.next_attempt_at) <= (p.subscription_id, p.due_by)
     ORDER BY d.subscription_id, d.next_attempt_at
@@ -202,7 +221,7 @@ batched AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS due
   WHERE p.room > 0
-  LIMIT $3::int
+  LIMIT $4::int
 ),
 completed AS MATERIALIZED (
   SELECT whole.id, whole.event_inserted_at, whole.event_id, g.step, g.is_release, g.batch_id
@@ -240,12 +259,12 @@ kept AS MATERIALIZED (
     ) AS e ON true
     WINDOW by_batch AS (ORDER BY l.step, l.batch_id, CASE WHEN l.batch_id IS NULL THEN l.id END)
   ) AS sized
-  WHERE sized.nth = 1 OR sized.bytes_so_far <= $11::bigint
+  WHERE sized.nth = 1 OR sized.bytes_so_far <= $13::bigint
 ),
 marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
-    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $12::uuid END,
+    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $14::uuid END,
     released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - greatest(1, 1 / g.rate) * interval '1 second' END)
       + taken.released / g.rate * interval '1 second'
   FROM gated AS g
@@ -258,7 +277,7 @@ marked AS (
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $6::uuid, lease_id = $12::uuid
+  SET leased_by = $7::uuid, lease_id = $14::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
   RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.batch_id
 ),
@@ -269,14 +288,15 @@ batching AS MATERIALIZED (
 ),
 ended AS MATERIALIZED (
   SELECT least(
-    CASE WHEN (SELECT count(*) FROM single) >= $4::int THEN (SELECT max(s.step) FROM single AS s) END,
-    CASE WHEN (SELECT count(*) FROM batched) >= $3::int THEN (SELECT max(b.step) FROM batched AS b) END,
+    CASE WHEN (SELECT count(*) FROM single) >= $5::int THEN (SELECT max(s.step) FROM single AS s) END,
+    CASE WHEN (SELECT count(*) FROM batched) >= $4::int THEN (SELECT max(b.step) FROM batched AS b) END,
     CASE WHEN (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked) THEN (SELECT max(k.step) FROM kept AS k) END) AS step
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
   EXISTS (SELECT FROM open AS o WHERE o.release_before IS NOT NULL)::boolean AS releasing,
   statement_timestamp()::timestamptz AS claimed_at,
+  resume.crowded,
   c.id AS delivery_id,
   c.batch_id,
   coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
@@ -285,6 +305,7 @@ SELECT resume.subscription_id AS resume_after,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
+  coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,
   coalesce(c.event_inserted_at, 'epoch')::timestamptz AS event_inserted_at,
   coalesce(c.event_id, 0)::bigint AS event_id,
   (e.id IS NOT NULL)::boolean AS event_found,
@@ -304,6 +325,22 @@ FROM (
       ELSE (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT e.step FROM ended AS e)) END,
     (SELECT w.subscription_id FROM walked AS w WHERE w.step = $2::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
+  ARRAY(
+    SELECT o.subscription_id
+    FROM open AS o
+    WHERE $3::boolean
+      AND o.room <= 0
+      AND (SELECT d.id
+        FROM mailhook.deliveries AS d
+        WHERE d.lease_id IS NULL
+          AND mailhook.is_urgent(d.event_type)
+          AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'
+          AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
+          AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
+        ORDER BY d.subscription_id, d.next_attempt_at
+        LIMIT 1) IS NOT NULL
+    LIMIT 100
+  )::uuid[] AS crowded,
   (EXISTS (
     SELECT FROM open AS o
     WHERE o.opened_at IS NULL AND o.release_before IS NULL
@@ -312,8 +349,8 @@ FROM (
     OR ($1::timestamptz IS NOT NULL
       AND (SELECT e.step FROM ended AS e) IS NOT NULL)
     -- Those for batches wait for slots of theirs, or those without for theirs.
-    OR ($3::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE p.is_batched AND p.room > 0))
-    OR ($4::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE NOT p.is_batched AND p.room > 0)))::boolean AS limited
+    OR ($4::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE p.is_batched AND p.room > 0))
+    OR ($5::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE NOT p.is_batched AND p.room > 0)))::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
 LEFT JOIN LATERAL (
@@ -327,14 +364,16 @@ LEFT JOIN LATERAL (
 type ClaimParams struct {
 	Since               *time.Time
 	MaxSteps            int32
+	IsUrgent            bool
 	FreeBatched         int32
 	FreeSlots           int32
 	AfterSubscriptionID uuid.UUID
 	WorkerID            uuid.UUID
 	IsNew               bool
-	MaxOfEach           int32
 	Limits              []byte
 	InFlight            []byte
+	UrgentInFlight      []byte
+	MaxOfEach           int32
 	MaxBytes            int64
 	LeaseID             uuid.UUID
 }
@@ -344,6 +383,7 @@ type ClaimRow struct {
 	Limited         bool
 	Releasing       bool
 	ClaimedAt       time.Time
+	Crowded         []uuid.UUID
 	DeliveryID      *uuid.UUID
 	BatchID         *uuid.UUID
 	Requests        int32
@@ -352,6 +392,7 @@ type ClaimRow struct {
 	Attempt         int32
 	AccountID       string
 	EventType       string
+	IsUrgent        bool
 	EventInsertedAt time.Time
 	EventID         int64
 	EventFound      bool
@@ -381,9 +422,13 @@ type ClaimRow struct {
 // while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
 // probes and releases to the next walk.
 //
+// With @is_urgent it sees the urgent deliveries alone, and may take what is kept for them; crowded are subscriptions of theirs that have no
+// room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
+//
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// Room as in dispatch.
+// As in dispatch.
+// No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 // and of a rate limit, and what came later, which so does not wait for it.
@@ -397,14 +442,16 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 	rows, err := q.db.Query(ctx, claim,
 		arg.Since,
 		arg.MaxSteps,
+		arg.IsUrgent,
 		arg.FreeBatched,
 		arg.FreeSlots,
 		arg.AfterSubscriptionID,
 		arg.WorkerID,
 		arg.IsNew,
-		arg.MaxOfEach,
 		arg.Limits,
 		arg.InFlight,
+		arg.UrgentInFlight,
+		arg.MaxOfEach,
 		arg.MaxBytes,
 		arg.LeaseID,
 	)
@@ -420,6 +467,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.Limited,
 			&i.Releasing,
 			&i.ClaimedAt,
+			&i.Crowded,
 			&i.DeliveryID,
 			&i.BatchID,
 			&i.Requests,
@@ -428,6 +476,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.Attempt,
 			&i.AccountID,
 			&i.EventType,
+			&i.IsUrgent,
 			&i.EventInsertedAt,
 			&i.EventID,
 			&i.EventFound,

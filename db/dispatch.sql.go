@@ -12,6 +12,25 @@ import (
 	"github.com/google/uuid"
 )
 
+const awaitUrgent = `-- name: AwaitUrgent :one
+SELECT coalesce(mailhook.await_urgent($1::bigint, $2::int, $3::interval), '{}')::bigint[] AS ids
+`
+
+type AwaitUrgentParams struct {
+	AfterID  int64
+	MaxRows  int32
+	Patience time.Duration
+}
+
+// AwaitUrgent answers the ids of the first urgent rows above @after_id that nobody has locked: at once when there are some, else when
+// some come within @patience; none otherwise.
+func (q *Queries) AwaitUrgent(ctx context.Context, arg AwaitUrgentParams) ([]int64, error) {
+	row := q.db.QueryRow(ctx, awaitUrgent, arg.AfterID, arg.MaxRows, arg.Patience)
+	var ids []int64
+	err := row.Scan(&ids)
+	return ids, err
+}
+
 const dispatch = `-- name: Dispatch :many
 WITH late AS MATERIALIZED (
   SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
@@ -49,14 +68,7 @@ cleaned AS MATERIALIZED (
   SELECT t.id,
     coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
     coalesce(nullif(t.account_id, ''), 'default') AS account_id,
-    CASE
-      WHEN position('\u0000' IN t.data::text) > 0 THEN t.event_type -- no field of it can be read
-      WHEN t.event_type = 'email.bounced' AND t.data ->> 'bounce_type' IN ('hard', 'soft')
-        THEN 'email.bounced.' || (t.data ->> 'bounce_type')
-      WHEN t.event_type IN ('email.opened', 'email.clicked') AND t.data ->> 'message_class' IN ('newsletter', 'transactional')
-        THEN t.event_type || '.' || (t.data ->> 'message_class')
-      ELSE t.event_type
-    END AS event_type,
+    mailhook.leaf_type(t.event_type, t.data) AS event_type,
     coalesce(t.occurred_at, t.inserted_at, statement_timestamp()) AS occurred_at,
     nullif(t.recipient, '') AS recipient,
     nullif(t.message_id, '') AS message_id,
@@ -72,32 +84,8 @@ cleaned AS MATERIALIZED (
 ),
 checked AS MATERIALIZED (
   SELECT c.id, c.inserted_at, c.account_id, c.event_type, c.occurred_at, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge, c.dedicated_ip, c.dedicated_address, c.dedupe_key, c.data,
-    CASE
-      WHEN octet_length(c.event_type) > 100 OR c.event_type !~ '^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$'
-        THEN 'MH001 event_type is not valid'
-      WHEN greatest(octet_length(c.account_id), octet_length(c.recipient), octet_length(c.message_id), octet_length(c.campaign_id),
-          octet_length(c.sending_domain), octet_length(c.sending_node), octet_length(c.bridge), octet_length(c.dedupe_key)) > 1000
-        THEN 'MH003 ' || CASE
-          WHEN octet_length(c.account_id) > 1000 THEN 'account_id'
-          WHEN octet_length(c.recipient) > 1000 THEN 'recipient'
-          WHEN octet_length(c.message_id) > 1000 THEN 'message_id'
-          WHEN octet_length(c.campaign_id) > 1000 THEN 'campaign_id'
-          WHEN octet_length(c.sending_domain) > 1000 THEN 'sending_domain'
-          WHEN octet_length(c.sending_node) > 1000 THEN 'sending_node'
-          WHEN octet_length(c.bridge) > 1000 THEN 'bridge'
-          ELSE 'dedupe_key'
-        END || ' is longer than 1,000 bytes'
-      WHEN c.occurred_at < '0001-01-01 00:00+00' OR c.occurred_at >= '10000-01-01 00:00+00'
-        THEN 'MH004 occurred_at is not in the years 1 to 9999'
-      WHEN json_typeof(c.data) <> 'object'
-        THEN 'MH002 data is not an object'
-      WHEN octet_length(c.data::text) > 262144
-        THEN 'MH002 data is longer than 262,144 bytes'
-      WHEN c.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND NOT mailhook.is_readable(c.data)
-        THEN 'MH002 data cannot be read back'
-      WHEN c.dedicated_ip IS NOT NULL AND c.dedicated_address IS NULL
-        THEN 'MH006 dedicated_ip is not an address'
-    END AS refused
+    mailhook.refusal_of(c.event_type, c.account_id, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge,
+      c.dedupe_key, c.occurred_at, c.dedicated_ip, c.dedicated_address, c.data) AS refused
   FROM cleaned AS c
 ),
 quarantined AS (
@@ -154,7 +142,7 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.batch_max_events,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -163,18 +151,20 @@ matched AS (
       AS may_start
   FROM accepted AS a
   JOIN types ON types.event_type = a.event_type
-  -- OFFSET 0: always probed with both; the planner, who takes a batch for one row, would read all of it for a hash.
+  -- Always probed with both: an aggregate is not joined otherwise. Its fields are made once for each event, and only for
+  -- filters that read them.
   CROSS JOIN LATERAL (
-    SELECT t.subscription_id
+    SELECT array_agg(t.subscription_id) AS subscription_ids,
+      CASE WHEN bool_or(t.has_conditions) THEN mailhook.fields_of(a.event_type, a.recipient, a.message_id, a.campaign_id, a.sending_domain,
+        a.sending_node, a.bridge, a.dedicated_ip, a.data) END AS fields
     FROM mailhook.subscription_event_types AS t
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
-    OFFSET 0
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
-      b.filter_bridge, b.filter_dedicated_ip
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
+      b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
-    WHERE b.id = named.subscription_id
+    WHERE b.id = ANY (named.subscription_ids)
     OFFSET 0
   ) AS s
   LEFT JOIN LATERAL (
@@ -186,14 +176,12 @@ matched AS (
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
-    AND (s.filter_sending_domain = '{}' OR lower(a.sending_domain) = ANY (s.filter_sending_domain))
-    AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
-    AND (s.filter_bridge = '{}' OR a.bridge = ANY (s.filter_bridge))
-    AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
+    AND mailhook.passes_filters(a.sending_domain, a.sending_node, a.bridge, a.dedicated_address, named.fields,
+      s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 ranked AS (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.batch_max_events, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
   FROM matched AS m
 ),
 crew AS MATERIALIZED (
@@ -212,30 +200,39 @@ elsewhere AS MATERIALIZED (
     GROUP BY l.subscription_id
   ) AS x
 ),
-roomy AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.batch_max_events, r.cap, r.may_start, r.nth,
-    r.may_start AND r.nth <= least(
+measured AS MATERIALIZED (
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.cap, r.may_start, r.nth,
+    least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid) * coalesce(r.batch_max_events, 1),
       r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      ($7::jsonb ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL
-        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)
-      - coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
+    ($7::jsonb ->> r.subscription_id::text)::int AS slow_limit,
+    coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
+    coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+),
+roomy AS MATERIALIZED (
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.cap, m.may_start, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
+    m.may_start AND m.nth <= CASE WHEN $10::boolean
+      THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END AS has_room
+  FROM measured AS m
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($9::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  SELECT ($11::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     statement_timestamp(), statement_timestamp(),
     CASE WHEN f.leased THEN $5::uuid END,
-    CASE WHEN f.leased THEN $10::uuid END
+    CASE WHEN f.leased THEN $12::uuid END
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.batch_max_events, y.cap, y.may_start, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all,
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.cap, y.may_start, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
-        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $11::int
-        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $12::int
+        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $13::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $14::int
       END AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
@@ -266,6 +263,7 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN coalesce(a.data, '{}') END::json AS data,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
+  mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
   (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
@@ -277,18 +275,20 @@ FROM accepted AS a
 `
 
 type DispatchParams struct {
-	Holes       []int64
-	MaxRows     int32
-	AfterID     int64
-	MaxBytes    int64
-	WorkerID    uuid.UUID
-	IsNew       bool
-	Limits      []byte
-	InFlight    []byte
-	IDPrefix    string
-	LeaseID     uuid.UUID
-	FreeSlots   int32
-	FreeBatched int32
+	Holes          []int64
+	MaxRows        int32
+	AfterID        int64
+	MaxBytes       int64
+	WorkerID       uuid.UUID
+	IsNew          bool
+	Limits         []byte
+	InFlight       []byte
+	UrgentInFlight []byte
+	IsUrgent       bool
+	IDPrefix       string
+	LeaseID        uuid.UUID
+	FreeSlots      int32
+	FreeBatched    int32
 }
 
 type DispatchRow struct {
@@ -306,6 +306,7 @@ type DispatchRow struct {
 	Data             []byte
 	IsQuarantined    bool
 	IsDuplicate      bool
+	IsUrgent         bool
 	Deliveries       int64
 	ForBatches       int64
 	DeliveryIDs      []uuid.UUID
@@ -324,6 +325,8 @@ type DispatchRow struct {
 // (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
 // bounded by the worker.
 //
+// @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
+//
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 // of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
@@ -332,16 +335,16 @@ type DispatchRow struct {
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
-// ” counts as absent; bounce_type and message_class make the leaf type.
-// The limits, first the cheap ones. Whether jsonb can read it is asked only about the two spellings it is known to refuse.
+// ” counts as absent.
 // Once for each type of the batch: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 // hash the whole table. What mailhook tells about a subscription is not for that subscription.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
-// limit, less what it has in flight.
+// The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
+// Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+// it has of slow endpoints, too.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,
@@ -352,6 +355,8 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.IsNew,
 		arg.Limits,
 		arg.InFlight,
+		arg.UrgentInFlight,
+		arg.IsUrgent,
 		arg.IDPrefix,
 		arg.LeaseID,
 		arg.FreeSlots,
@@ -379,6 +384,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.Data,
 			&i.IsQuarantined,
 			&i.IsDuplicate,
+			&i.IsUrgent,
 			&i.Deliveries,
 			&i.ForBatches,
 			&i.DeliveryIDs,

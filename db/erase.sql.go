@@ -550,13 +550,13 @@ WITH matched AS MATERIALIZED (
   SELECT t.id
   FROM mailhook.test_deliveries AS t
   WHERE t.created_at > '-infinity'
-    AND t.response_excerpt IS NOT NULL
-    AND encode(t.response_excerpt, 'escape') ~ (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = $1)
+    AND (t.response_excerpt IS NOT NULL OR t.request_body IS NOT NULL)
+    AND concat_ws(' ', encode(t.response_excerpt, 'escape'), t.request_body) ~ (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = $1)
     AND ($2::text IS NULL OR t.account_id = $2::text)
 ),
 wiped AS (
   UPDATE mailhook.test_deliveries AS t
-  SET response_excerpt = NULL
+  SET response_excerpt = NULL, request_body = NULL
   WHERE NOT $3::boolean AND t.id = ANY (ARRAY(SELECT m.id FROM matched AS m))
 )
 SELECT count(*) FROM matched
@@ -568,7 +568,7 @@ type EraseTestDeliveriesParams struct {
 	IsDryRun  bool
 }
 
-// EraseTestDeliveries wipes the response excerpts of test sends that mention the person. They have no event, and the table
+// EraseTestDeliveries wipes the response excerpts and bodies of test sends that mention the person. They have no event, and the table
 // holds an hour.
 func (q *Queries) EraseTestDeliveries(ctx context.Context, arg EraseTestDeliveriesParams) (int64, error) {
 	row := q.db.QueryRow(ctx, eraseTestDeliveries, arg.ErasureID, arg.AccountID, arg.IsDryRun)

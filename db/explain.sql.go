@@ -13,96 +13,276 @@ import (
 )
 
 const explainMatch = `-- name: ExplainMatch :one
-SELECT e.account_id AS event_account_id, s.account_id AS subscription_account_id,
-  (e.account_id = s.account_id)::boolean AS account_passed,
-  e.inserted_at, s.created_at,
+WITH event AS MATERIALIZED (
+  SELECT $2::text AS account_id, $3::timestamptz AS inserted_at, $4::text AS event_type,
+    $5::text AS sending_domain, $6::text AS sending_node, $7::text AS bridge,
+    mailhook.address_of($8::text) AS address, $9::json AS data,
+    mailhook.fields_of($4::text, $10::text, $11::text, $12::text,
+      $5::text, $6::text, $7::text, $8::text,
+      $9::json) AS fields
+)
+SELECT (e.account_id = s.account_id)::boolean AS account_passed,
   (s.created_at <= e.inserted_at)::boolean AS created_before_passed,
-  s.status,
   (s.status <> 'inactive')::boolean AS status_passed,
-  e.event_type, s.event_types,
   (s.event_types && mailhook.event_type_ancestors(e.event_type))::boolean AS event_type_passed,
-  coalesce(e.sending_domain, '')::text AS sending_domain, s.filter_sending_domain,
-  (s.filter_sending_domain = '{}' OR coalesce(lower(e.sending_domain) = ANY (s.filter_sending_domain), false))::boolean AS sending_domain_passed,
-  coalesce(e.sending_node, '')::text AS sending_node, s.filter_sending_node,
-  (s.filter_sending_node = '{}' OR coalesce(e.sending_node = ANY (s.filter_sending_node), false))::boolean AS sending_node_passed,
-  coalesce(e.bridge, '')::text AS bridge, s.filter_bridge,
-  (s.filter_bridge = '{}' OR coalesce(e.bridge = ANY (s.filter_bridge), false))::boolean AS bridge_passed,
-  coalesce(host(e.dedicated_ip::inet), '')::text AS dedicated_ip, s.filter_dedicated_ip,
-  (s.filter_dedicated_ip = '{}' OR coalesce(host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip), false))::boolean AS dedicated_ip_passed,
-  mailhook.is_about(e.event_type, e.data, s.id)::boolean AS is_about_itself,
-  (e.duplicate_of IS NOT NULL)::boolean AS is_duplicate, coalesce(e.duplicate_of, '')::text AS duplicate_of
-FROM mailhook.events AS e
+  coalesce(mailhook.passes_filters(e.sending_domain, NULL, NULL, NULL, NULL, s.filter_sending_domain, '{}', '{}', '{}', NULL), false)::boolean AS sending_domain_passed,
+  coalesce(mailhook.passes_filters(NULL, e.sending_node, NULL, NULL, NULL, '{}', s.filter_sending_node, '{}', '{}', NULL), false)::boolean AS sending_node_passed,
+  coalesce(mailhook.passes_filters(NULL, NULL, e.bridge, NULL, NULL, '{}', '{}', s.filter_bridge, '{}', NULL), false)::boolean AS bridge_passed,
+  coalesce(mailhook.passes_filters(NULL, NULL, NULL, e.address, NULL, '{}', '{}', '{}', s.filter_dedicated_ip, NULL), false)::boolean AS dedicated_ip_passed,
+  (SELECT coalesce(jsonb_agg(jsonb_build_object(
+      'condition', c.condition,
+      'passed', coalesce(mailhook.passes_filters(NULL, NULL, NULL, NULL, e.fields, '{}', '{}', '{}', '{}', mailhook.filter_of(jsonb_build_array(c.condition))), false),
+      'found', ARRAY(
+        SELECT jsonb_path_query(e.fields, place::jsonpath) FROM unnest(mailhook.condition_places(c.condition)) AS place LIMIT 10)
+    ) ORDER BY c.nth), '[]')
+    FROM jsonb_array_elements(s.filter_conditions) WITH ORDINALITY AS c (condition, nth))::jsonb AS conditions,
+  coalesce(e.address, '')::text AS dedicated_ip,
+  mailhook.is_about(e.event_type, e.data, s.id)::boolean AS is_about_itself
+FROM event AS e
 JOIN mailhook.subscriptions AS s ON s.id = $1
-WHERE e.inserted_at = $2
-  AND e.id = $3
 `
 
 type ExplainMatchParams struct {
 	SubscriptionID uuid.UUID
+	AccountID      string
 	InsertedAt     time.Time
-	ID             int64
+	EventType      string
+	SendingDomain  *string
+	SendingNode    *string
+	Bridge         *string
+	DedicatedIP    *string
+	Data           []byte
+	Recipient      *string
+	MessageID      *string
+	CampaignID     *string
 }
 
 type ExplainMatchRow struct {
-	EventAccountID        string
-	SubscriptionAccountID string
-	AccountPassed         bool
-	InsertedAt            time.Time
-	CreatedAt             time.Time
-	CreatedBeforePassed   bool
-	Status                string
-	StatusPassed          bool
-	EventType             string
-	EventTypes            []string
-	EventTypePassed       bool
-	SendingDomain         string
-	FilterSendingDomain   []string
-	SendingDomainPassed   bool
-	SendingNode           string
-	FilterSendingNode     []string
-	SendingNodePassed     bool
-	Bridge                string
-	FilterBridge          []string
-	BridgePassed          bool
-	DedicatedIP           string
-	FilterDedicatedIp     []string
-	DedicatedIpPassed     bool
-	IsAboutItself         bool
-	IsDuplicate           bool
-	DuplicateOf           string
+	AccountPassed       bool
+	CreatedBeforePassed bool
+	StatusPassed        bool
+	EventTypePassed     bool
+	SendingDomainPassed bool
+	SendingNodePassed   bool
+	BridgePassed        bool
+	DedicatedIpPassed   bool
+	Conditions          []byte
+	DedicatedIP         string
+	IsAboutItself       bool
 }
 
-// ExplainMatch holds a dispatched event against a subscription as it is today, condition by condition, as dispatch does.
+// ExplainMatch holds an event as it was logged, or might be, against a subscription as it is today, condition by condition,
+// as dispatch does. conditions is an array of objects: condition as in filter_conditions, passed, and found, the first
+// values that it looked at.
 func (q *Queries) ExplainMatch(ctx context.Context, arg ExplainMatchParams) (ExplainMatchRow, error) {
-	row := q.db.QueryRow(ctx, explainMatch, arg.SubscriptionID, arg.InsertedAt, arg.ID)
+	row := q.db.QueryRow(ctx, explainMatch,
+		arg.SubscriptionID,
+		arg.AccountID,
+		arg.InsertedAt,
+		arg.EventType,
+		arg.SendingDomain,
+		arg.SendingNode,
+		arg.Bridge,
+		arg.DedicatedIP,
+		arg.Data,
+		arg.Recipient,
+		arg.MessageID,
+		arg.CampaignID,
+	)
 	var i ExplainMatchRow
 	err := row.Scan(
-		&i.EventAccountID,
-		&i.SubscriptionAccountID,
 		&i.AccountPassed,
-		&i.InsertedAt,
-		&i.CreatedAt,
 		&i.CreatedBeforePassed,
-		&i.Status,
 		&i.StatusPassed,
-		&i.EventType,
-		&i.EventTypes,
 		&i.EventTypePassed,
-		&i.SendingDomain,
-		&i.FilterSendingDomain,
 		&i.SendingDomainPassed,
-		&i.SendingNode,
-		&i.FilterSendingNode,
 		&i.SendingNodePassed,
-		&i.Bridge,
-		&i.FilterBridge,
 		&i.BridgePassed,
-		&i.DedicatedIP,
-		&i.FilterDedicatedIp,
 		&i.DedicatedIpPassed,
+		&i.Conditions,
+		&i.DedicatedIP,
 		&i.IsAboutItself,
-		&i.IsDuplicate,
-		&i.DuplicateOf,
 	)
+	return i, err
+}
+
+const getHealth = `-- name: GetHealth :one
+SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcome
+FROM mailhook.subscription_health AS h
+WHERE h.subscription_id = $1
+`
+
+type GetHealthRow struct {
+	OpenedAt      *time.Time
+	OpenUntil     *time.Time
+	WaitUntil     *time.Time
+	FirstFailedAt *time.Time
+	LastOutcome   *string
+}
+
+// GetHealth answers what holds a subscription up; no row where nothing does.
+func (q *Queries) GetHealth(ctx context.Context, subscriptionID uuid.UUID) (GetHealthRow, error) {
+	row := q.db.QueryRow(ctx, getHealth, subscriptionID)
+	var i GetHealthRow
+	err := row.Scan(
+		&i.OpenedAt,
+		&i.OpenUntil,
+		&i.WaitUntil,
+		&i.FirstFailedAt,
+		&i.LastOutcome,
+	)
+	return i, err
+}
+
+const getSubscriptionOfHistory = `-- name: GetSubscriptionOfHistory :one
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
+FROM mailhook.subscriptions AS s
+WHERE s.id = $1
+  AND ($2::text IS NULL OR s.account_id = $2::text)
+`
+
+type GetSubscriptionOfHistoryParams struct {
+	ID        uuid.UUID
+	AccountID *string
+}
+
+// GetSubscriptionOfHistory is GetSubscription for what has happened: deleted ones too.
+func (q *Queries) GetSubscriptionOfHistory(ctx context.Context, arg GetSubscriptionOfHistoryParams) (Subscription, error) {
+	row := q.db.QueryRow(ctx, getSubscriptionOfHistory, arg.ID, arg.AccountID)
+	var i Subscription
+	err := row.Scan(
+		&i.ID,
+		&i.AccountID,
+		&i.Name,
+		&i.Status,
+		&i.StatusReason,
+		&i.ChannelType,
+		&i.URL,
+		&i.HeaderNames,
+		&i.AuthType,
+		&i.EventTypes,
+		&i.FilterSendingDomain,
+		&i.FilterSendingNode,
+		&i.FilterBridge,
+		&i.FilterDedicatedIp,
+		&i.Format,
+		&i.RetryPreset,
+		&i.RetrySchedule,
+		&i.RetryJitter,
+		&i.SuspendWhenExhausted,
+		&i.Timeout,
+		&i.MaxInFlight,
+		&i.RateLimitPerSecond,
+		&i.SuccessRule,
+		&i.BatchMaxEvents,
+		&i.BatchMaxWait,
+		&i.Ordering,
+		&i.ChannelSettings,
+		&i.FilterConditions,
+		&i.Filter,
+		&i.PublicKey,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.DeletedAt,
+	)
+	return i, err
+}
+
+const listSameURL = `-- name: ListSameURL :many
+SELECT s.id, s.name
+FROM mailhook.subscriptions AS s
+WHERE s.account_id = $1
+  AND s.url = $2
+  AND s.id <> $3
+  AND s.deleted_at IS NULL
+  AND s.status <> 'inactive'
+ORDER BY s.id
+LIMIT $4
+`
+
+type ListSameURLParams struct {
+	AccountID string
+	URL       string
+	ID        uuid.UUID
+	MaxRows   int32
+}
+
+type ListSameURLRow struct {
+	ID   uuid.UUID
+	Name string
+}
+
+// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+func (q *Queries) ListSameURL(ctx context.Context, arg ListSameURLParams) ([]ListSameURLRow, error) {
+	rows, err := q.db.Query(ctx, listSameURL,
+		arg.AccountID,
+		arg.URL,
+		arg.ID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListSameURLRow{}
+	for rows.Next() {
+		var i ListSameURLRow
+		if err := rows.Scan(&i.ID, &i.Name); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const refineEvent = `-- name: RefineEvent :one
+SELECT leaf.event_type::text AS event_type,
+  coalesce(mailhook.refusal_of(leaf.event_type, $1::text, $2::text, $3::text, $4::text,
+    $5::text, $6::text, $7::text, NULL, statement_timestamp(), $8::text,
+    mailhook.address_of($8::text), $9::json), '')::text AS refused,
+  statement_timestamp()::timestamptz AS now
+FROM (SELECT mailhook.leaf_type($10::text, $9::json) AS event_type) AS leaf
+`
+
+type RefineEventParams struct {
+	AccountID     string
+	Recipient     *string
+	MessageID     *string
+	CampaignID    *string
+	SendingDomain *string
+	SendingNode   *string
+	Bridge        *string
+	DedicatedIP   *string
+	Data          []byte
+	EventType     string
+}
+
+type RefineEventRow struct {
+	EventType string
+	Refused   string
+	Now       time.Time
+}
+
+// RefineEvent answers what dispatch would make of an event: its leaf type, and which limit it passes, empty for none. The
+// address of a host's dedicated_ip is asked as dispatch does.
+func (q *Queries) RefineEvent(ctx context.Context, arg RefineEventParams) (RefineEventRow, error) {
+	row := q.db.QueryRow(ctx, refineEvent,
+		arg.AccountID,
+		arg.Recipient,
+		arg.MessageID,
+		arg.CampaignID,
+		arg.SendingDomain,
+		arg.SendingNode,
+		arg.Bridge,
+		arg.DedicatedIP,
+		arg.Data,
+		arg.EventType,
+	)
+	var i RefineEventRow
+	err := row.Scan(&i.EventType, &i.Refused, &i.Now)
 	return i, err
 }

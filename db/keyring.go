@@ -24,6 +24,8 @@ const (
 	SealedHeaders = "headers"
 	// SealedAuth is the value of the Authorization header that channel.auth makes.
 	SealedAuth = "auth"
+	// SealedChannel is what a channel other than web keeps secret: a JSON object of name to value.
+	SealedChannel = "channel"
 )
 
 // ErrUnknownKey is the error of a value that another master key sealed, and of an installation that seals with another.

@@ -30,7 +30,7 @@ type Attempt struct {
 	ResponseExcerpt []byte
 	// How the delivery ended by this row; NULL while it goes on.
 	EndedAs *string
-	// Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held) or unrecordable.
+	// Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held), permanent (what the channel sends to will never take it) or unrecordable.
 	EndedReason       *string
 	DeliveryCreatedAt time.Time
 }
@@ -71,7 +71,8 @@ type Subscription struct {
 	// Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.
 	StatusReason *string
 	ChannelType  string
-	URL          string
+	// Where requests go. Of slack and teams it has scheme and host alone: the rest of it is a secret, in subscription_credentials.
+	URL string
 	// The custom headers; their values are in subscription_credentials. Without those no request is made.
 	HeaderNames []string
 	// What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.
@@ -108,8 +109,10 @@ type Subscription struct {
 	Ordering string
 	// What a channel is told with each message and anybody may read: the sound of pushover, and so on.
 	ChannelSettings []byte
-	// Filters beside the four columns: an array of conditions, all of which must hold.
+	// Filters beside the four columns: an array of conditions, all of which must hold. Each has a field (campaign_id, list_id, tag, recipient_domain or message_class) or, for any other of data, a path (an array of names); and any or prefix, an array of texts.
 	FilterConditions []byte
+	// filter_conditions as dispatch runs them, about mailhook.fields_of; NULL for none.
+	Filter *string
 	// By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.
 	PublicKey *string
 	CreatedAt time.Time

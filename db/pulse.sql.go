@@ -55,7 +55,7 @@ func (q *Queries) ListChangedSubscriptions(ctx context.Context, since time.Time)
 }
 
 const loadSubscriptions = `-- name: LoadSubscriptions :many
-SELECT s.id, s.account_id, s.version, s.url, s.format,
+SELECT s.id, s.account_id, s.version, s.url, s.format, s.channel_type, s.channel_settings,
   (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
   s.max_in_flight, s.rate_limit_per_second, s.success_rule, coalesce(s.batch_max_events, 0)::int AS batch_max_events,
@@ -93,6 +93,8 @@ type LoadSubscriptionsRow struct {
 	Version            int64
 	URL                string
 	Format             string
+	ChannelType        string
+	ChannelSettings    []byte
 	HasHeaders         bool
 	HasAuth            bool
 	TimeoutMS          int64
@@ -130,6 +132,8 @@ func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]Loa
 			&i.Version,
 			&i.URL,
 			&i.Format,
+			&i.ChannelType,
+			&i.ChannelSettings,
 			&i.HasHeaders,
 			&i.HasAuth,
 			&i.TimeoutMS,

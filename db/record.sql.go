@@ -52,20 +52,21 @@ WITH outcomes AS MATERIALIZED (
     unnest($3::uuid[]) AS lease_id,
     unnest($4::text[]) AS outcome,
     unnest($5::boolean[]) AS delivered,
-    unnest($6::boolean[]) AS suspends,
-    unnest($7::boolean[]) AS slows,
-    unnest($8::int[]) AS status_code,
-    unnest($9::int[]) AS age_ms,
-    unnest($10::int[]) AS duration_ms,
-    unnest($11::bigint[]) AS retry_after_ms,
-    unnest($12::bytea[]) AS excerpt,
-    unnest($13::float8[]) AS jitter,
-    unnest($14::uuid[]) AS batch_id,
-    unnest($15::int[]) AS counts
+    unnest($6::boolean[]) AS permanent,
+    unnest($7::boolean[]) AS suspends,
+    unnest($8::boolean[]) AS slows,
+    unnest($9::int[]) AS status_code,
+    unnest($10::int[]) AS age_ms,
+    unnest($11::int[]) AS duration_ms,
+    unnest($12::bigint[]) AS retry_after_ms,
+    unnest($13::bytea[]) AS excerpt,
+    unnest($14::float8[]) AS jitter,
+    unnest($15::uuid[]) AS batch_id,
+    unnest($16::int[]) AS counts
 ),
 held AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.suspends, o.slows, o.retry_after_ms,
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms,
     o.jitter, o.batch_id, o.counts
   FROM outcomes AS o
   CROSS JOIN LATERAL (
@@ -82,10 +83,10 @@ removed AS (
   RETURNING d.id
 ),
 delivered AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
 ),
 failed AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts
   FROM held AS h
   CROSS JOIN LATERAL (
     SELECT x.id FROM mailhook.deliveries AS x WHERE x.id = h.id AND x.lease_id IS NOT DISTINCT FROM h.lease_id FOR UPDATE
@@ -104,11 +105,12 @@ decided AS MATERIALIZED (
     f.retry_after_ms, f.counts, nullif(f.batch_id, '00000000-0000-0000-0000-000000000000'),
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
-      WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
+      WHEN f.permanent OR f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
     END,
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL THEN 'deleted'
       WHEN s.status = 'inactive' THEN 'deactivated'
+      WHEN f.permanent THEN 'permanent'
     END,
     -- The later of Retry-After and the schedule, at most 1 h beyond the schedule.
     statement_timestamp() + greatest(
@@ -151,7 +153,7 @@ logged AS (
 ),
 buried AS (
   INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
-  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.outcome, 'schedule_ended',
+  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.outcome, coalesce(x.ended_reason, 'schedule_ended'),
     x.created_at, statement_timestamp()
   FROM decided AS x
   WHERE x.ended_as = 'exhausted'
@@ -166,16 +168,17 @@ heard AS MATERIALIZED (
     bool_or(x.slows) AS slows,
     max(least(x.retry_after_ms * interval '1 millisecond', interval '1 hour')) FILTER (WHERE x.slows) AS pause,
     coalesce(bool_or(x.ended_as = 'exhausted'), false) AS exhausted,
+    coalesce(bool_or(x.ended_as = 'exhausted' AND x.ended_reason IS NULL), false) AS schedule_ended,
     array_agg(x.lease_id) FILTER (WHERE x.lease_id IS NOT NULL) AS lease_ids
   FROM decided AS x
   WHERE x.ended_as IS DISTINCT FROM 'cancelled'
   GROUP BY x.subscription_id
 ),
 before AS MATERIALIZED (
-  SELECT e.subscription_id, e.succeeded, e.attempts, e.began_at, e.outcome, e.suspends, e.slows, e.pause, e.exhausted,
+  SELECT e.subscription_id, e.succeeded, e.attempts, e.began_at, e.outcome, e.suspends, e.slows, e.pause, e.exhausted, e.schedule_ended,
     y.probe_lease_id = ANY (e.lease_ids) AS probed, y.consecutive_failures, y.first_failed_at, y.last_failed_at, y.opened_at, y.open_until,
     y.probe_lease_id, y.failed_probes, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before, y.released_at, y.subscription_id IS NOT NULL AS is_known
-  FROM (SELECT heard.subscription_id, heard.succeeded, heard.attempts, heard.began_at, heard.outcome, heard.suspends, heard.slows, heard.pause, heard.exhausted, heard.lease_ids FROM heard ORDER BY heard.subscription_id) AS e
+  FROM (SELECT heard.subscription_id, heard.succeeded, heard.attempts, heard.began_at, heard.outcome, heard.suspends, heard.slows, heard.pause, heard.exhausted, heard.schedule_ended, heard.lease_ids FROM heard ORDER BY heard.subscription_id) AS e
   LEFT JOIN LATERAL (
     SELECT h.subscription_id, h.consecutive_failures, h.first_failed_at, h.last_failed_at, h.last_outcome, h.opened_at, h.open_until, h.probe_lease_id, h.failed_probes, h.wait_until, h.in_flight_limit, h.slowed_at, h.release_before, h.released_at
     FROM mailhook.subscription_health AS h
@@ -206,7 +209,7 @@ judged AS MATERIALIZED (
     CASE
       WHEN b.suspends THEN 'gone'
       WHEN b.succeeded THEN NULL
-      WHEN s.suspend_when_exhausted AND (b.exhausted OR (b.probed AND b.opened_at <= statement_timestamp() - schedule.length)) THEN 'schedule_ended'
+      WHEN s.suspend_when_exhausted AND (b.schedule_ended OR (b.probed AND b.opened_at <= statement_timestamp() - schedule.length)) THEN 'schedule_ended'
       WHEN (b.exhausted AND since.failed_at <= statement_timestamp() - i.suspend_after)
         OR (b.probed AND b.opened_at <= statement_timestamp() - greatest(i.suspend_after, schedule.length)) THEN 'failing'
     END AS suspend_for,
@@ -279,7 +282,7 @@ told AS (
     FROM judged AS j WHERE j.subscription_id IN (SELECT suspended.id FROM suspended)
   ) AS t
 )
-SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries
+SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries, count(*) FILTER (WHERE x.ended_reason = 'permanent') AS permanent
 FROM decided AS x
 GROUP BY x.ended_as
 `
@@ -290,6 +293,7 @@ type RecordParams struct {
 	LeaseIDs      []uuid.UUID
 	Outcomes      []string
 	Delivered     []bool
+	Permanent     []bool
 	Suspends      []bool
 	Slows         []bool
 	StatusCodes   []int32
@@ -305,6 +309,7 @@ type RecordParams struct {
 type RecordRow struct {
 	EndedAs    string
 	Deliveries int64
+	Permanent  int64
 }
 
 // Record writes a batch of outcomes in one statement: each delivery is deleted or put off by its schedule, its attempt
@@ -313,7 +318,7 @@ type RecordRow struct {
 // worker that lost its lease changes nothing. The answer counts the outcomes that passed, by how their deliveries ended
 // (”: they go on); what is missing from it is stale.
 //
-// What to do is decided by the caller (outcome.go): @delivered, @suspends and @slows. When to do it is computed here, by
+// What to do is decided by the caller (outcome.go): @delivered, @permanent (no further attempt), @suspends and @slows. When to do it is computed here, by
 // the database's clock: @age_ms is how long before this statement the attempt began. What failed in one batch and goes
 // there together again has one @batch_id and one @jitter (-1 to 1), and so comes due together; of the failures of one
 // request @counts says for one only that it counts against the endpoint.
@@ -337,6 +342,7 @@ func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, er
 		arg.LeaseIDs,
 		arg.Outcomes,
 		arg.Delivered,
+		arg.Permanent,
 		arg.Suspends,
 		arg.Slows,
 		arg.StatusCodes,
@@ -355,7 +361,7 @@ func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, er
 	items := []RecordRow{}
 	for rows.Next() {
 		var i RecordRow
-		if err := rows.Scan(&i.EndedAs, &i.Deliveries); err != nil {
+		if err := rows.Scan(&i.EndedAs, &i.Deliveries, &i.Permanent); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

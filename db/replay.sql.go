@@ -14,7 +14,7 @@ import (
 const advanceEventReplay = `-- name: AdvanceEventReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
-  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
     EXISTS (
       SELECT FROM mailhook.subscriptions AS s
@@ -30,18 +30,24 @@ scanned AS MATERIALIZED (
       AND e.erased_at IS NULL
       AND mailhook.event_type_ancestors(e.event_type) && s.event_types
       AND (r.event_types IS NULL OR mailhook.event_type_ancestors(e.event_type) && r.event_types)
-      AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
-      AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
-      AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
-      AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
+      AND mailhook.passes_filters(e.sending_domain, e.sending_node, e.bridge, mailhook.address_of(e.dedicated_ip),
+        mailhook.fields_of(e.event_type, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.data),
+        s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
       AND NOT mailhook.is_about(e.event_type, e.data, s.id) AS is_match
   FROM replay AS r
   JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id
-  JOIN mailhook.events AS e ON e.account_id = r.account_id
-    AND (e.inserted_at, e.id) > (r.after_inserted_at, r.after_id)
-  WHERE r.may_release AND r.allowance > 0 AND e.inserted_at < r.until
-  ORDER BY e.inserted_at, e.id
-  LIMIT $2::int
+  -- LATERAL: in the order of the index. A join with an ORDER BY behind it read and sorted all that was left.
+  CROSS JOIN LATERAL (
+    SELECT l.inserted_at, l.id, l.account_id, l.event_type, l.recipient, l.message_id, l.campaign_id, l.sending_domain, l.sending_node,
+      l.bridge, l.dedicated_ip, l.data, l.duplicate_of, l.dispatched_at, l.erased_at
+    FROM mailhook.events AS l
+    WHERE l.account_id = r.account_id
+      AND (l.inserted_at, l.id) > (r.after_inserted_at, r.after_id)
+      AND l.inserted_at < r.until
+    ORDER BY l.inserted_at, l.id
+    LIMIT $2::int
+  ) AS e
+  WHERE r.may_release AND r.allowance > 0
 ),
 picked AS MATERIALIZED (
   SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.subscription_id
@@ -118,7 +124,7 @@ func (q *Queries) AdvanceEventReplay(ctx context.Context, arg AdvanceEventReplay
 const advanceExhaustedReplay = `-- name: AdvanceExhaustedReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
-  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
     EXISTS (
       SELECT FROM mailhook.subscriptions AS s

@@ -17,7 +17,7 @@ UPDATE mailhook.replays AS r
 SET state = CASE WHEN r.state = 'running' THEN 'cancelled' ELSE r.state END
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.matched_at_least, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 `
 
 type CancelReplayParams struct {
@@ -30,6 +30,7 @@ type CancelReplayRow struct {
 	SubscriptionID uuid.UUID
 	State          string
 	Matched        int64
+	MatchedAtLeast bool
 	Done           int64
 	Source         string
 	Since          time.Time
@@ -49,6 +50,7 @@ func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Can
 		&i.SubscriptionID,
 		&i.State,
 		&i.Matched,
+		&i.MatchedAtLeast,
 		&i.Done,
 		&i.Source,
 		&i.Since,
@@ -61,54 +63,16 @@ func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Can
 	return i, err
 }
 
-const countEventsToReplay = `-- name: CountEventsToReplay :one
-SELECT count(*)
-FROM mailhook.subscriptions AS s
-JOIN mailhook.events AS e ON e.account_id = s.account_id
-WHERE s.id = $1
-  AND e.inserted_at < $2
-  AND e.dispatched_at >= $3 AND e.dispatched_at < $2
-  AND e.duplicate_of IS NULL
-  AND e.erased_at IS NULL
-  AND mailhook.event_type_ancestors(e.event_type) && s.event_types
-  AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(e.event_type) && $4::text[])
-  AND (s.filter_sending_domain = '{}' OR lower(e.sending_domain) = ANY (s.filter_sending_domain))
-  AND (s.filter_sending_node = '{}' OR e.sending_node = ANY (s.filter_sending_node))
-  AND (s.filter_bridge = '{}' OR e.bridge = ANY (s.filter_bridge))
-  AND (s.filter_dedicated_ip = '{}' OR host(e.dedicated_ip::inet) = ANY (s.filter_dedicated_ip))
-  AND NOT mailhook.is_about(e.event_type, e.data, s.id)
-  AND NOT EXISTS (
-    SELECT FROM mailhook.deliveries AS d
-    WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id)
-`
-
-type CountEventsToReplayParams struct {
-	SubscriptionID uuid.UUID
-	Until          time.Time
-	Since          time.Time
-	EventTypes     []string
-}
-
-// CountEventsToReplay counts the events that a replay of a subscription would deliver once more: what it matches today,
-// but for the pairs that are still unfinished. The conditions are those of AdvanceEventReplay.
-func (q *Queries) CountEventsToReplay(ctx context.Context, arg CountEventsToReplayParams) (int64, error) {
-	row := q.db.QueryRow(ctx, countEventsToReplay,
-		arg.SubscriptionID,
-		arg.Until,
-		arg.Since,
-		arg.EventTypes,
-	)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
-}
-
 const countExhaustedToReplay = `-- name: CountExhaustedToReplay :one
 SELECT count(*)
-FROM mailhook.dead_letters AS l
-WHERE l.subscription_id = $1
-  AND l.created_at >= $2 AND l.created_at < $3
-  AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(l.event_type) && $4::text[])
+FROM (
+  SELECT l.id
+  FROM mailhook.dead_letters AS l
+  WHERE l.subscription_id = $1
+    AND l.created_at >= $2 AND l.created_at < $3
+    AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(l.event_type) && $4::text[])
+  LIMIT $5
+) AS counted
 `
 
 type CountExhaustedToReplayParams struct {
@@ -116,15 +80,17 @@ type CountExhaustedToReplayParams struct {
 	Since          time.Time
 	Until          time.Time
 	EventTypes     []string
+	MaxRows        int32
 }
 
-// CountExhaustedToReplay counts the dead letters that a replay of a subscription would take.
+// CountExhaustedToReplay counts the dead letters that a replay of a subscription would take, up to @max_rows.
 func (q *Queries) CountExhaustedToReplay(ctx context.Context, arg CountExhaustedToReplayParams) (int64, error) {
 	row := q.db.QueryRow(ctx, countExhaustedToReplay,
 		arg.SubscriptionID,
 		arg.Since,
 		arg.Until,
 		arg.EventTypes,
+		arg.MaxRows,
 	)
 	var count int64
 	err := row.Scan(&count)
@@ -132,9 +98,9 @@ func (q *Queries) CountExhaustedToReplay(ctx context.Context, arg CountExhausted
 }
 
 const createReplay = `-- name: CreateReplay :one
-INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, matched)
-VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8)
-RETURNING r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
+INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, state, matched, matched_at_least, done)
+VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8, $9, $10, $11)
+RETURNING r.id, r.subscription_id, r.state, r.matched, r.matched_at_least, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 `
 
 type CreateReplayParams struct {
@@ -145,7 +111,10 @@ type CreateReplayParams struct {
 	EventTypes     []string
 	Source         string
 	RatePerSecond  float64
+	State          string
 	Matched        int64
+	MatchedAtLeast bool
+	Done           int64
 }
 
 type CreateReplayRow struct {
@@ -153,6 +122,7 @@ type CreateReplayRow struct {
 	SubscriptionID uuid.UUID
 	State          string
 	Matched        int64
+	MatchedAtLeast bool
 	Done           int64
 	Source         string
 	Since          time.Time
@@ -163,7 +133,7 @@ type CreateReplayRow struct {
 	AccountID      string
 }
 
-// CreateReplay starts a replay; the workers do it.
+// CreateReplay starts a replay, which the workers do, or notes one that is done.
 func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (CreateReplayRow, error) {
 	row := q.db.QueryRow(ctx, createReplay,
 		arg.SubscriptionID,
@@ -173,7 +143,10 @@ func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Cre
 		arg.EventTypes,
 		arg.Source,
 		arg.RatePerSecond,
+		arg.State,
 		arg.Matched,
+		arg.MatchedAtLeast,
+		arg.Done,
 	)
 	var i CreateReplayRow
 	err := row.Scan(
@@ -181,6 +154,7 @@ func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Cre
 		&i.SubscriptionID,
 		&i.State,
 		&i.Matched,
+		&i.MatchedAtLeast,
 		&i.Done,
 		&i.Source,
 		&i.Since,
@@ -193,8 +167,24 @@ func (q *Queries) CreateReplay(ctx context.Context, arg CreateReplayParams) (Cre
 	return i, err
 }
 
+const getEventsKeptSince = `-- name: GetEventsKeptSince :one
+SELECT coalesce(min(to_date(right(c.relname, 8), 'YYYYMMDD')), current_date)::timestamptz AS kept_since
+FROM pg_catalog.pg_inherits AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'mailhook.events'::regclass
+  AND c.relname ~ '_[0-9]{8}$'
+`
+
+// GetEventsKeptSince answers the first day (UTC) of which events are kept.
+func (q *Queries) GetEventsKeptSince(ctx context.Context) (time.Time, error) {
+	row := q.db.QueryRow(ctx, getEventsKeptSince)
+	var kept_since time.Time
+	err := row.Scan(&kept_since)
+	return kept_since, err
+}
+
 const getReplay = `-- name: GetReplay :one
-SELECT r.id, r.subscription_id, r.state, r.matched, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
+SELECT r.id, r.subscription_id, r.state, r.matched, r.matched_at_least, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
 FROM mailhook.replays AS r
 WHERE r.id = $1
   AND ($2::text IS NULL OR r.account_id = $2::text)
@@ -210,6 +200,7 @@ type GetReplayRow struct {
 	SubscriptionID uuid.UUID
 	State          string
 	Matched        int64
+	MatchedAtLeast bool
 	Done           int64
 	Source         string
 	Since          time.Time
@@ -229,6 +220,7 @@ func (q *Queries) GetReplay(ctx context.Context, arg GetReplayParams) (GetReplay
 		&i.SubscriptionID,
 		&i.State,
 		&i.Matched,
+		&i.MatchedAtLeast,
 		&i.Done,
 		&i.Source,
 		&i.Since,
@@ -251,4 +243,210 @@ func (q *Queries) GetReplayEnd(ctx context.Context, until *time.Time) (time.Time
 	var until_2 time.Time
 	err := row.Scan(&until_2)
 	return until_2, err
+}
+
+const keepEvent = `-- name: KeepEvent :one
+SELECT mailhook.keep_event($1::timestamptz, $2::bigint)::boolean
+`
+
+type KeepEventParams struct {
+	InsertedAt time.Time
+	ID         int64
+}
+
+// KeepEvent is mailhook.keep_event.
+func (q *Queries) KeepEvent(ctx context.Context, arg KeepEventParams) (bool, error) {
+	row := q.db.QueryRow(ctx, keepEvent, arg.InsertedAt, arg.ID)
+	var column_1 bool
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
+const listReplays = `-- name: ListReplays :many
+SELECT r.id, r.subscription_id, r.state, r.matched, r.matched_at_least, r.done, r.source, r.since, r.until, r.event_types, r.rate_per_second, r.created_at, r.account_id
+FROM mailhook.replays AS r
+WHERE r.id < $1
+  AND ($2::text IS NULL OR r.account_id = $2::text)
+  AND ($3::uuid IS NULL OR r.subscription_id = $3::uuid)
+ORDER BY r.id DESC
+LIMIT $4
+`
+
+type ListReplaysParams struct {
+	BeforeID       uuid.UUID
+	AccountID      *string
+	SubscriptionID *uuid.UUID
+	MaxRows        int32
+}
+
+type ListReplaysRow struct {
+	ID             uuid.UUID
+	SubscriptionID uuid.UUID
+	State          string
+	Matched        int64
+	MatchedAtLeast bool
+	Done           int64
+	Source         string
+	Since          time.Time
+	Until          time.Time
+	EventTypes     []string
+	RatePerSecond  float64
+	CreatedAt      time.Time
+	AccountID      string
+}
+
+// ListReplays answers the replays of one account, or of all, of one subscription, or of all, before @before_id, newest first.
+func (q *Queries) ListReplays(ctx context.Context, arg ListReplaysParams) ([]ListReplaysRow, error) {
+	rows, err := q.db.Query(ctx, listReplays,
+		arg.BeforeID,
+		arg.AccountID,
+		arg.SubscriptionID,
+		arg.MaxRows,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListReplaysRow{}
+	for rows.Next() {
+		var i ListReplaysRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.SubscriptionID,
+			&i.State,
+			&i.Matched,
+			&i.MatchedAtLeast,
+			&i.Done,
+			&i.Source,
+			&i.Since,
+			&i.Until,
+			&i.EventTypes,
+			&i.RatePerSecond,
+			&i.CreatedAt,
+			&i.AccountID,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const replayEvent = `-- name: ReplayEvent :one
+WITH inserted AS (
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
+  SELECT $1::uuid, $2::text, $3::timestamptz, $4::bigint, $5::text, statement_timestamp(),
+    statement_timestamp(), $6::uuid
+  WHERE (SELECT d.id FROM mailhook.deliveries AS d
+    WHERE d.event_inserted_at = $3::timestamptz AND d.event_id = $4::bigint AND d.subscription_id = $1::uuid
+    LIMIT 1) IS NULL
+  RETURNING id
+),
+removed AS (
+  DELETE FROM mailhook.dead_letters AS l
+  WHERE l.event_inserted_at = $3::timestamptz AND l.event_id = $4::bigint AND l.subscription_id = $1::uuid
+    AND (SELECT count(*) FROM inserted) > 0
+)
+SELECT count(*) FROM inserted
+`
+
+type ReplayEventParams struct {
+	SubscriptionID  uuid.UUID
+	AccountID       string
+	EventInsertedAt time.Time
+	EventID         int64
+	EventType       string
+	ReplayID        uuid.UUID
+}
+
+// ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair. It answers 0 where a
+// delivery of it is unfinished. The caller has locked the event (keep_event).
+func (q *Queries) ReplayEvent(ctx context.Context, arg ReplayEventParams) (int64, error) {
+	row := q.db.QueryRow(ctx, replayEvent,
+		arg.SubscriptionID,
+		arg.AccountID,
+		arg.EventInsertedAt,
+		arg.EventID,
+		arg.EventType,
+		arg.ReplayID,
+	)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const scanReplay = `-- name: ScanReplay :one
+WITH scanned AS MATERIALIZED (
+  SELECT e.inserted_at, e.id,
+    e.dispatched_at >= $2::timestamptz AND e.dispatched_at < $3::timestamptz
+      AND e.duplicate_of IS NULL
+      AND e.erased_at IS NULL
+      AND mailhook.event_type_ancestors(e.event_type) && s.event_types
+      AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(e.event_type) && $4::text[])
+      AND mailhook.passes_filters(e.sending_domain, e.sending_node, e.bridge, mailhook.address_of(e.dedicated_ip),
+        mailhook.fields_of(e.event_type, e.recipient, e.message_id, e.campaign_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_ip, e.data),
+        s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
+      AND NOT mailhook.is_about(e.event_type, e.data, s.id)
+      AND (SELECT d.id FROM mailhook.deliveries AS d
+        WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id LIMIT 1) IS NULL AS is_match
+  FROM mailhook.subscriptions AS s
+  CROSS JOIN LATERAL (
+    SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
+      x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
+    FROM mailhook.events AS x
+    WHERE x.account_id = s.account_id
+      AND x.inserted_at < $3::timestamptz
+      AND (x.inserted_at, x.id) < ($1::timestamptz, $5::bigint)
+    ORDER BY x.inserted_at DESC, x.id DESC
+    LIMIT $6::int
+  ) AS e
+  WHERE s.id = $7::uuid
+)
+SELECT count(*) FILTER (WHERE c.is_match)::bigint AS matched, count(*)::bigint AS scanned,
+  coalesce(min(c.inserted_at), $1::timestamptz)::timestamptz AS before_at,
+  coalesce((array_agg(c.id ORDER BY c.inserted_at, c.id))[1], 0)::bigint AS before_id
+FROM scanned AS c
+`
+
+type ScanReplayParams struct {
+	BeforeAt       time.Time
+	Since          time.Time
+	Until          time.Time
+	EventTypes     []string
+	BeforeID       int64
+	MaxRows        int32
+	SubscriptionID uuid.UUID
+}
+
+type ScanReplayRow struct {
+	Matched  int64
+	Scanned  int64
+	BeforeAt time.Time
+	BeforeID int64
+}
+
+// ScanReplay counts, among the newest @max_rows events of an account before the key given, those that a replay of a subscription
+// would deliver once more: what it matches today, but for the pairs that are still unfinished. The conditions are those of
+// AdvanceEventReplay. It answers the key of the last event looked at.
+func (q *Queries) ScanReplay(ctx context.Context, arg ScanReplayParams) (ScanReplayRow, error) {
+	row := q.db.QueryRow(ctx, scanReplay,
+		arg.BeforeAt,
+		arg.Since,
+		arg.Until,
+		arg.EventTypes,
+		arg.BeforeID,
+		arg.MaxRows,
+		arg.SubscriptionID,
+	)
+	var i ScanReplayRow
+	err := row.Scan(
+		&i.Matched,
+		&i.Scanned,
+		&i.BeforeAt,
+		&i.BeforeID,
+	)
+	return i, err
 }

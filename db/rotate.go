@@ -61,7 +61,7 @@ func Rotate(ctx context.Context, pool *Pool, ring *Keyring, progress func(reseal
 		r.PreviousKeyID, r.IsFirst = r.KeyID, true
 	}
 	q := New(pool)
-	for _, kind := range []string{SealedSecret, SealedHeaders, SealedAuth} {
+	for _, kind := range []string{SealedSecret, SealedHeaders, SealedAuth, SealedChannel} {
 		if err := r.reseal(ctx, q, ring, kind, progress); err != nil {
 			return nil, fmt.Errorf("seal %s anew: %w", kind, err)
 		}

@@ -14,7 +14,8 @@ import (
 
 const getTestDelivery = `-- name: GetTestDelivery :one
 SELECT (t.leased_by IS NOT NULL)::boolean AS is_leased, (t.ended_at IS NOT NULL)::boolean AS is_ended,
-  t.duration_ms, t.status_code, t.outcome, t.response_excerpt
+  t.duration_ms, t.status_code, t.outcome, t.response_excerpt,
+  t.request_headers, t.content_type, t.request_body
 FROM mailhook.test_deliveries AS t
 WHERE t.id = $1
 `
@@ -26,6 +27,9 @@ type GetTestDeliveryRow struct {
 	StatusCode      *int16
 	Outcome         *string
 	ResponseExcerpt []byte
+	RequestHeaders  []byte
+	ContentType     *string
+	RequestBody     *string
 }
 
 // GetTestDelivery answers how far a test send is.
@@ -39,6 +43,9 @@ func (q *Queries) GetTestDelivery(ctx context.Context, id uuid.UUID) (GetTestDel
 		&i.StatusCode,
 		&i.Outcome,
 		&i.ResponseExcerpt,
+		&i.RequestHeaders,
+		&i.ContentType,
+		&i.RequestBody,
 	)
 	return i, err
 }
@@ -54,8 +61,8 @@ WITH filling AS (
   LIMIT 1
 ),
 inserted AS (
-  INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type)
-  SELECT $3::uuid, $1::text, $4::text
+  INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type, format, is_preview)
+  SELECT $3::uuid, $1::text, $4::text, $5::text, $6::boolean
   WHERE NOT EXISTS (SELECT FROM filling)
   RETURNING id
 )
@@ -68,6 +75,8 @@ type InsertTestDeliveryParams struct {
 	Others         int32
 	SubscriptionID uuid.UUID
 	EventType      string
+	Format         string
+	IsPreview      bool
 }
 
 type InsertTestDeliveryRow struct {
@@ -84,6 +93,8 @@ func (q *Queries) InsertTestDelivery(ctx context.Context, arg InsertTestDelivery
 		arg.Others,
 		arg.SubscriptionID,
 		arg.EventType,
+		arg.Format,
+		arg.IsPreview,
 	)
 	var i InsertTestDeliveryRow
 	err := row.Scan(&i.ID, &i.RoomIn)

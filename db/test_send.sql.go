@@ -21,13 +21,15 @@ WHERE t.id = ANY (ARRAY(
   ORDER BY w.created_at
   LIMIT 10
   FOR UPDATE SKIP LOCKED))
-RETURNING t.id, t.subscription_id, t.event_type, t.created_at
+RETURNING t.id, t.subscription_id, t.event_type, t.format, t.is_preview, t.created_at
 `
 
 type ClaimTestDeliveriesRow struct {
 	ID             uuid.UUID
 	SubscriptionID uuid.UUID
 	EventType      string
+	Format         string
+	IsPreview      bool
 	CreatedAt      time.Time
 }
 
@@ -45,6 +47,8 @@ func (q *Queries) ClaimTestDeliveries(ctx context.Context, workerID uuid.UUID) (
 			&i.ID,
 			&i.SubscriptionID,
 			&i.EventType,
+			&i.Format,
+			&i.IsPreview,
 			&i.CreatedAt,
 		); err != nil {
 			return nil, err
@@ -58,21 +62,65 @@ func (q *Queries) ClaimTestDeliveries(ctx context.Context, workerID uuid.UUID) (
 }
 
 const eventTypeSample = `-- name: EventTypeSample :one
-SELECT e.sample FROM mailhook.event_types AS e WHERE e.name = $1
+SELECT (CASE
+    WHEN $1::text = 'email.bounced' AND s.sample ->> 'bounce_type' IN ('hard', 'soft') THEN 'email.bounced.' || (s.sample ->> 'bounce_type')
+    WHEN $1::text IN ('email.opened', 'email.clicked') AND s.sample ->> 'message_class' IN ('newsletter', 'transactional')
+      THEN $1::text || '.' || (s.sample ->> 'message_class')
+    ELSE $1::text
+  END)::text AS event_type,
+  coalesce(s.sample ->> 'recipient', '')::text AS recipient,
+  coalesce(s.sample ->> 'message_id', '')::text AS message_id,
+  coalesce(s.sample ->> 'campaign_id', '')::text AS campaign_id,
+  coalesce(s.sample ->> 'sending_domain', '')::text AS sending_domain,
+  coalesce(s.sample ->> 'sending_node', '')::text AS sending_node,
+  coalesce(s.sample ->> 'bridge', '')::text AS bridge,
+  coalesce(s.sample ->> 'dedicated_ip', '')::text AS dedicated_ip,
+  s.sample::json AS sample
+FROM unnest(mailhook.event_type_ancestors($1::text)) WITH ORDINALITY AS node (name, nth)
+CROSS JOIN LATERAL (
+  SELECT e.sample FROM mailhook.event_types AS e WHERE e.name = node.name OFFSET 0
+) AS s
+ORDER BY node.nth
+LIMIT 1
 `
 
-// EventTypeSample is the sample data of a type; no row for a type that nobody registered.
-func (q *Queries) EventTypeSample(ctx context.Context, name string) ([]byte, error) {
+type EventTypeSampleRow struct {
+	EventType     string
+	Recipient     string
+	MessageID     string
+	CampaignID    string
+	SendingDomain string
+	SendingNode   string
+	Bridge        string
+	DedicatedIP   string
+	Sample        []byte
+}
+
+// EventTypeSample is what an event of a type looks like: the sample of the type or, where nobody registered it, of its nearest
+// registered ancestor, with the fields that the host writes into columns, and with the leaf type that dispatch would make of it.
+// No row for a type without either.
+func (q *Queries) EventTypeSample(ctx context.Context, name string) (EventTypeSampleRow, error) {
 	row := q.db.QueryRow(ctx, eventTypeSample, name)
-	var sample []byte
-	err := row.Scan(&sample)
-	return sample, err
+	var i EventTypeSampleRow
+	err := row.Scan(
+		&i.EventType,
+		&i.Recipient,
+		&i.MessageID,
+		&i.CampaignID,
+		&i.SendingDomain,
+		&i.SendingNode,
+		&i.Bridge,
+		&i.DedicatedIP,
+		&i.Sample,
+	)
+	return i, err
 }
 
 const finishTestDelivery = `-- name: FinishTestDelivery :exec
 UPDATE mailhook.test_deliveries
-SET ended_at = clock_timestamp(), duration_ms = $1, status_code = $2, outcome = $3, response_excerpt = $4
-WHERE id = $5
+SET ended_at = clock_timestamp(), duration_ms = $1, status_code = $2, outcome = $3, response_excerpt = $4,
+  request_headers = $5, content_type = $6, request_body = $7
+WHERE id = $8
 `
 
 type FinishTestDeliveryParams struct {
@@ -80,6 +128,9 @@ type FinishTestDeliveryParams struct {
 	StatusCode      *int16
 	Outcome         *string
 	ResponseExcerpt []byte
+	RequestHeaders  []byte
+	ContentType     *string
+	RequestBody     *string
 	ID              uuid.UUID
 }
 
@@ -90,6 +141,9 @@ func (q *Queries) FinishTestDelivery(ctx context.Context, arg FinishTestDelivery
 		arg.StatusCode,
 		arg.Outcome,
 		arg.ResponseExcerpt,
+		arg.RequestHeaders,
+		arg.ContentType,
+		arg.RequestBody,
 		arg.ID,
 	)
 	return err

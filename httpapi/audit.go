@@ -35,7 +35,7 @@ func changedFields(before, after any) (was, is any, err error) {
 		dropEqual(from, to)
 	}
 	for _, fields := range []map[string]any{from, to} {
-		for _, name := range []string{"id", "account_id", "created_at", "updated_at", "usage"} {
+		for _, name := range []string{"id", "account_id", "created_at", "updated_at", "usage", "seconds_left"} {
 			delete(fields, name)
 		}
 		cutURLs(fields)

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
@@ -16,6 +17,7 @@ type CreateSubscriptionBody struct {
 	SubscriptionInput
 	AccountID string           `json:"account_id,omitempty" doc:"Required with an admin key."`
 	Status    optional[string] `json:"status,omitempty" enum:"active,paused" doc:"Default: active."`
+	Backfill  optional[string] `json:"backfill,omitempty" example:"7d" doc:"A replay of all that it would have got over this time before its creation: 1h and more, as far as events are kept."`
 	Secret    optional[string] `json:"secret,omitempty" writeOnly:"true" doc:"16 to 128 printable characters; what follows whsec_ must be base64. Default: a new one."`
 }
 
@@ -51,6 +53,11 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		row.StatusReason = &reason
 	}
 	secret, wrong := secretOf(in.Body.Secret)
+	back, faults, err := s.backfillOf(ctx, in.Body, row)
+	if err != nil {
+		return nil, err
+	}
+	wrong = append(wrong, faults...)
 	var answer Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
@@ -70,13 +77,69 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		if err := s.usageOf(settings).checkRoom(); err != nil {
 			return err
 		}
-		answer, err = s.insertSubscription(ctx, q, who, row, secret, sealed)
-		return err
+		if answer, err = s.insertSubscription(ctx, q, who, row, secret, sealed); err != nil || back == nil {
+			return err
+		}
+		return back.store(ctx, q, who, time.Time(answer.CreatedAt))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{answer, secret}}, nil
+	out := &secretResponse{SubscriptionWithSecret{Subscription: answer, Secret: secret}}
+	if back != nil {
+		out.Body.Backfill = &back.replay
+	}
+	return out, nil
+}
+
+// Bounds of a backfill. How far back there are events is for the workers' --retain-events.
+const (
+	minBackfill = time.Hour
+	maxBackfill = 366 * 24 * time.Hour
+)
+
+// A backfill is the replay that a new subscription asks for.
+type backfill struct {
+	params db.CreateReplayParams
+	replay Replay // once it is stored
+}
+
+// backfillOf counts what a subscription would have got over a time before now; nil where none is asked for, or where the input
+// is refused anyway. It counts before the transaction that stores: that holds the account.
+func (s *server) backfillOf(ctx context.Context, in CreateSubscriptionBody, row db.Subscription) (*backfill, []FieldError, error) {
+	if !in.Backfill.isValue() {
+		return nil, nil, nil
+	}
+	over, found := checkDuration("backfill", in.Backfill.value, minBackfill, maxBackfill)
+	if len(found) > 0 {
+		return nil, found, nil
+	}
+	if _, found, err := s.applyWords(ctx, s.queries, in.SubscriptionInput, &row, true); err != nil || len(found) > 0 {
+		return nil, nil, err
+	}
+	seen, err := s.lookBack(ctx, row.AccountID, row, over)
+	if err != nil {
+		return nil, nil, err
+	}
+	until, err := s.queries.GetReplayEnd(ctx, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the time: %w", err)
+	}
+	b := &backfill{params: db.CreateReplayParams{
+		SubscriptionID: row.ID, AccountID: row.AccountID, Since: until.Add(-over), Source: "all", RatePerSecond: defaultReplayRate,
+		State: "running", Matched: int64(seen.out.Matched), MatchedAtLeast: !seen.out.Complete,
+	}}
+	b.replay.Note, err = s.retentionNote(ctx, b.params)
+	return b, nil, err
+}
+
+// store creates the replay: of what was dispatched before the subscription was there.
+func (b *backfill) store(ctx context.Context, q *db.Queries, who caller, created time.Time) (err error) {
+	note := b.replay.Note
+	b.params.Until = created
+	b.replay, err = storeReplay(ctx, q, who, b.params)
+	b.replay.Note = note
+	return err
 }
 
 // checkRoom refuses one subscription more than the plan of the account has.

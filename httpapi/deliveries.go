@@ -29,7 +29,7 @@ type Delivery struct {
 	NextAttemptAt  *Timestamp `json:"next_attempt_at,omitempty" doc:"When pending or held; a held one starts once it is released."`
 	CreatedAt      Timestamp  `json:"created_at"`
 	EndedAt        *Timestamp `json:"ended_at,omitempty"`
-	EndedReason    *string    `json:"ended_reason,omitempty" doc:"Where the outcome does not say it: deactivated, deleted, expired, overflow and the like."`
+	EndedReason    *string    `json:"ended_reason,omitempty" doc:"Where the outcome does not say it: deactivated, deleted, expired, overflow, permanent (the service behind the channel will never take it) and the like."`
 }
 
 // DeliveryWithAttempts is a delivery with its attempts, oldest first.

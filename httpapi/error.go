@@ -165,7 +165,7 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return notFound()
 	case ctx.Err() != nil: // the client has gone; nobody reads this
 		return fail(codeUnavailable, "the request was given up")
-	case errors.As(err, &pgErr) && pgErr.Code == "57014":
+	case isOverTime(err):
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
 	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
 		return fail(codeUnavailable, "another change got in the way of this one; try again")
@@ -216,6 +216,8 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Code: code, Message: "the body is not JSON: " + detail.Message}
 	case code == codeUnsupportedMedia:
 		return FieldError{Code: code, Message: "send application/json, or application/merge-patch+json for PATCH"}
+	case strings.HasPrefix(field, "filters.") && fieldCode(detail.Message) == "unknown_field":
+		return FieldError{Field: field, Code: "unknown_field", Message: "is no filter: use one of " + strings.Join(filterNames(), ", ") + "; data takes any other field of an event's data"}
 	case strings.HasPrefix(detail.Message, "json: "):
 		return FieldError{Field: field, Code: "wrong_type", Message: "a value is of the wrong type or out of range"}
 	}

@@ -373,13 +373,14 @@ func TestTestSend(t *testing.T) {
 		if eventType != c.want {
 			t.Errorf("%v %v: got %s, want %s", c.types, c.body, eventType, c.want)
 		}
-		if got := fmt.Sprint(<-answered); got != "map[duration_ms:5 outcome:http_5xx response_excerpt:x\uFFFD status_code:503]" {
+		if got := fmt.Sprint(<-answered); got != "map[duration_ms:5 outcome:http_5xx request:<nil> response_excerpt:x\uFFFD status_code:503]" {
 			t.Error(got)
 		}
 	}
 	path := "/v1/subscriptions/" + b.create(t, b.acme, nil) + "/test"
 	b.mustFail(t, 422, "event_type", "invalid_event_type", b.acme, "POST", path, object{"event_type": "*"})
 	b.mustFail(t, 422, "nope", "unknown_field", b.acme, "POST", path, object{"nope": "*"})
+	b.mustFail(t, 422, "format", "not_allowed", b.acme, "POST", path, object{"format": "slack"})
 	b.mustFail(t, 504, "", "no_worker", b.acme, "POST", path, nil)
 	if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.test_deliveries WHERE ended_at IS NULL"); n != 0 {
 		t.Error("what no worker took is still there")

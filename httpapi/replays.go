@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"time"
 
@@ -17,24 +18,30 @@ type Replay struct {
 	SubscriptionID string    `json:"subscription_id"`
 	State          string    `json:"state" enum:"running,done,cancelled"`
 	Matched        int64     `json:"matched" doc:"How many there were to deliver when it was made."`
+	MatchedAtLeast bool      `json:"matched_at_least,omitempty" doc:"true: there may be more; counting stops after 100,000 events, or some seconds."`
 	Done           int64     `json:"done" doc:"How many of them have been handed on."`
 	Status         string    `json:"status" enum:"exhausted,all"`
 	Since          Timestamp `json:"since"`
 	Until          Timestamp `json:"until"`
 	EventTypes     []string  `json:"event_types" doc:"null is whatever the subscription names."`
 	RatePerSecond  float64   `json:"rate_per_second"`
+	SecondsLeft    *int64    `json:"seconds_left,omitempty" doc:"While it runs: how long the rest of them takes at this rate."`
 	CreatedAt      Timestamp `json:"created_at"`
+	Note           string    `json:"note,omitempty" doc:"In the answer to its creation: what of it is past its retention."`
 }
 
 // A DryRun is what a replay would take.
 type DryRun struct {
-	Matched int64 `json:"matched"`
+	Matched        int64  `json:"matched"`
+	MatchedAtLeast bool   `json:"matched_at_least,omitempty" doc:"As in a replay."`
+	Note           string `json:"note,omitempty" doc:"What of it is past its retention."`
 }
 
 type createReplayRequest struct {
 	ID   string `path:"id" doc:"sub_…"`
 	Body struct {
-		Since         time.Time          `json:"since" doc:"Times are those of the dispatch. From here on;"`
+		EventID       optional[string]   `json:"event_id,omitempty" doc:"This event alone. Beside it only dry_run."`
+		Since         optional[dateTime] `json:"since,omitempty" doc:"Required without event_id. Times are those of the dispatch. From here on;"`
 		Until         optional[dateTime] `json:"until,omitempty" doc:"before this. Default: now."`
 		EventTypes    optional[[]string] `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy. Default: whatever the subscription names."`
 		Status        optional[string]   `json:"status,omitempty" enum:"exhausted,all" doc:"exhausted: its exhausted deliveries. all: every event that it matches today. Default: exhausted."`
@@ -80,6 +87,9 @@ func (s *server) addReplays(api huma.API) {
 		Content:     map[string]*huma.MediaType{"application/json": {Schema: schemas.Schema(typeOf[DryRun](), true, "")}},
 	}
 	register(s, api, huma.Operation{
+		OperationID: "list-replays", Method: http.MethodGet, Path: "/v1/replays", Tags: tags, Summary: "List replays, newest first",
+	}, s.listReplays)
+	register(s, api, huma.Operation{
 		OperationID: "get-replay", Method: http.MethodGet, Path: "/v1/replays/{id}", Tags: tags, Summary: "Read a replay",
 	}, s.getReplay)
 	register(s, api, huma.Operation{
@@ -93,50 +103,69 @@ func (s *server) createReplay(ctx context.Context, who caller, in *createReplayR
 	if err != nil {
 		return nil, err
 	}
+	if in.Body.EventID.isValue() {
+		return s.replayEvent(ctx, who, in, row)
+	}
 	params, err := s.replayParams(ctx, in, row)
 	if err != nil {
 		return nil, err
 	}
-	if params.Matched, err = s.countReplay(ctx, params); err != nil {
+	if err = s.countReplay(ctx, &params); err != nil {
+		return nil, err
+	}
+	note, err := s.retentionNote(ctx, params)
+	if err != nil {
 		return nil, err
 	}
 	if in.Body.DryRun.value {
-		return &createReplayResponse{http.StatusOK, DryRun{params.Matched}}, nil
+		return &createReplayResponse{http.StatusOK, DryRun{params.Matched, params.MatchedAtLeast, note}}, nil
 	}
 	if row.Status == "inactive" {
-		return nil, fail(codeInactive, "the subscription is inactive: resume it first")
+		return nil, errInactive()
 	}
 	var replay Replay
-	err = s.inTx(ctx, func(q *db.Queries) error {
-		stored, err := q.CreateReplay(ctx, params)
-		if err != nil {
-			return fmt.Errorf("store replay: %w", err)
-		}
-		replay = replayOf(db.GetReplayRow(stored))
-		return who.audit(ctx, q, "replay.create", row.AccountID, replay.ID, nil, replay)
+	err = s.inTx(ctx, func(q *db.Queries) (err error) {
+		replay, err = storeReplay(ctx, q, who, params)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	replay.Note = note
 	return &createReplayResponse{http.StatusAccepted, replay}, nil
+}
+
+func errInactive() error { return fail(codeInactive, "the subscription is inactive: resume it first") }
+
+// storeReplay creates a replay, with its line in the audit log.
+func storeReplay(ctx context.Context, q *db.Queries, who caller, params db.CreateReplayParams) (Replay, error) {
+	stored, err := q.CreateReplay(ctx, params)
+	if err != nil {
+		return Replay{}, fmt.Errorf("store replay: %w", err)
+	}
+	replay := replayOf(db.GetReplayRow(stored))
+	return replay, who.audit(ctx, q, "replay.create", params.AccountID, replay.ID, nil, replay)
 }
 
 // replayParams checks the input and fills in the defaults.
 func (s *server) replayParams(ctx context.Context, in *createReplayRequest, row db.Subscription) (db.CreateReplayParams, error) {
 	params := db.CreateReplayParams{
-		SubscriptionID: row.ID, AccountID: row.AccountID, Since: in.Body.Since,
+		SubscriptionID: row.ID, AccountID: row.AccountID, Since: in.Body.Since.value.Time, State: "running",
 		Source:        in.Body.Status.pick("exhausted", "exhausted"),
 		RatePerSecond: in.Body.RatePerSecond.pick(defaultReplayRate, defaultReplayRate),
 	}
 	var found []FieldError
 	var err error
+	if !in.Body.Since.isValue() {
+		found = append(found, FieldError{"since", "required", "is required, unless event_id names an event"})
+	}
 	if in.Body.EventTypes.isValue() {
 		types, wrong, err := s.eventTypesOf(ctx, s.queries, "event_types", in.Body.EventTypes.value, row.Format, nil)
 		if err != nil {
 			return params, err
 		}
-		params.EventTypes, found = checkEventTypes("event_types", types)
-		found = append(found, wrong...)
+		checked, faults := checkEventTypes("event_types", types)
+		params.EventTypes, found = checked, append(append(found, faults...), wrong...)
 	}
 	var until *time.Time
 	if in.Body.Until.isValue() {
@@ -149,18 +178,6 @@ func (s *server) replayParams(ctx context.Context, in *createReplayRequest, row 
 		found = append(found, FieldError{"until", "out_of_range", "must be after since"})
 	}
 	return params, invalid(found...)
-}
-
-func (s *server) countReplay(ctx context.Context, p db.CreateReplayParams) (matched int64, err error) {
-	if p.Source == "all" {
-		matched, err = s.queries.CountEventsToReplay(ctx, db.CountEventsToReplayParams{SubscriptionID: p.SubscriptionID, Since: p.Since, Until: p.Until, EventTypes: p.EventTypes})
-	} else {
-		matched, err = s.queries.CountExhaustedToReplay(ctx, db.CountExhaustedToReplayParams{SubscriptionID: p.SubscriptionID, Since: p.Since, Until: p.Until, EventTypes: p.EventTypes})
-	}
-	if err != nil {
-		return 0, fmt.Errorf("count what to replay: %w", err)
-	}
-	return matched, nil
 }
 
 func (s *server) getReplay(ctx context.Context, who caller, in *replayParams) (*replayResponse, error) {
@@ -200,11 +217,12 @@ func (s *server) cancelReplay(ctx context.Context, who caller, in *replayParams)
 }
 
 func replayOf(row db.GetReplayRow) Replay {
-	return Replay{
+	replay := Replay{
 		ID:             db.FormatID(db.ReplayPrefix, row.ID),
 		SubscriptionID: db.FormatID(db.SubscriptionPrefix, row.SubscriptionID),
 		State:          row.State,
 		Matched:        row.Matched,
+		MatchedAtLeast: row.MatchedAtLeast,
 		Done:           row.Done,
 		Status:         row.Source,
 		Since:          Timestamp(row.Since),
@@ -213,4 +231,9 @@ func replayOf(row db.GetReplayRow) Replay {
 		RatePerSecond:  row.RatePerSecond,
 		CreatedAt:      Timestamp(row.CreatedAt),
 	}
+	if row.State == "running" {
+		left := int64(math.Ceil(float64(max(row.Matched-row.Done, 0)) / row.RatePerSecond))
+		replay.SecondsLeft = &left
+	}
+	return replay
 }

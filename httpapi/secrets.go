@@ -20,7 +20,8 @@ import (
 // SubscriptionWithSecret is a subscription with its newest signing secret: the answer of create and rotate only.
 type SubscriptionWithSecret struct {
 	Subscription
-	Secret string `json:"secret" doc:"The key of the signatures. It is not shown again."`
+	Secret   string  `json:"secret" doc:"The key of the signatures. It is not shown again."`
+	Backfill *Replay `json:"backfill,omitempty" doc:"Where create asked for one."`
 }
 
 // A LiveSecret says since when a signing secret signs, and until when; never what it is.
@@ -131,7 +132,8 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if err != nil {
 		return nil, fmt.Errorf("derive public key: %w", err)
 	}
-	body, err := s.changeSubscription(ctx, who, in.ID, "subscription.rotate_secret", func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	action := "subscription.rotate_secret"
+	body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		err := q.ExpireSecrets(ctx, db.ExpireSecretsParams{SubscriptionID: row.ID, Grace: grace, Kept: maxSecrets - 1})
 		if err != nil {
 			return row, fmt.Errorf("expire secrets: %w", err)
@@ -144,7 +146,7 @@ func (s *server) rotateSecret(ctx context.Context, who caller, in *rotateSecretR
 	if err != nil {
 		return nil, err
 	}
-	return &secretResponse{SubscriptionWithSecret{body, secret}}, nil
+	return &secretResponse{SubscriptionWithSecret{Subscription: body, Secret: secret}}, nil
 }
 
 // checkSecret says what is wrong with a signing secret that a customer brings. The message never holds any of it.

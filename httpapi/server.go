@@ -34,6 +34,8 @@ type Config struct {
 	Keyring *db.Keyring
 	// Policy says which URLs a subscription may have: that of the workers.
 	egress.Policy
+	// PushoverURL is where requests of channel pushover go.
+	PushoverURL string
 	// PublishAddresses are what requests to receivers come from, as GET /v1/egress answers it.
 	PublishAddresses []netip.Prefix
 	// DefaultSubscriptionLimit is how many subscriptions an account without a limit of its own may have.
@@ -65,6 +67,7 @@ type Config struct {
 // DefaultConfig has every setting that has a default. Pool and Keyring have none.
 func DefaultConfig() Config {
 	return Config{
+		PushoverURL:              "https://api.pushover.net/1/messages.json",
 		DefaultSubscriptionLimit: 100,
 		TestsPerMinute:           20,
 		RateLimit:                500,
@@ -108,6 +111,9 @@ func New(ctx context.Context, config Config) (*API, error) {
 	if config.TestsPerMinute < 1 {
 		return nil, errors.New("--test-sends-per-minute must be at least 1")
 	}
+	if err := config.CheckURL(config.PushoverURL, false); err != nil {
+		return nil, fmt.Errorf("--pushover-url %w", err)
+	}
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
@@ -139,6 +145,7 @@ func (s *server) addRoutes(mux *http.ServeMux) error {
 	api := humago.New(mux, s.humaConfig())
 	api.UseMiddleware(s.authenticate)
 	s.addSubscriptions(api)
+	s.addPreview(api)
 	s.addTestSend(api)
 	s.addReplays(api)
 	s.addErasures(api)

@@ -135,9 +135,10 @@ func TestOpenAPI(t *testing.T) {
 	want := []string{
 		"DELETE /v1/accounts/{id}", "DELETE /v1/replays/{id}", "DELETE /v1/subscriptions/{id}",
 		"GET /v1/accounts/{id}", "GET /v1/deliveries", "GET /v1/deliveries/{id}", "GET /v1/egress", "GET /v1/erasures/{id}", "GET /v1/event-types", "GET /v1/event-types/{name}", "GET /v1/events", "GET /v1/events/{id}",
-		"GET /v1/events/{id}/explain", "GET /v1/quarantine", "GET /v1/replays/{id}", "GET /v1/subscriptions", "GET /v1/subscriptions/{id}",
+		"GET /v1/events/{id}/explain", "GET /v1/quarantine", "GET /v1/replays", "GET /v1/replays/{id}", "GET /v1/subscriptions", "GET /v1/subscriptions/{id}",
 		"PATCH /v1/subscriptions/{id}",
-		"POST /v1/deliveries/{id}/retry", "POST /v1/quarantine/{id}/release", "POST /v1/recipients/erase", "POST /v1/subscriptions", "POST /v1/subscriptions/{id}/deactivate",
+		"POST /v1/deliveries/{id}/retry", "POST /v1/quarantine/{id}/release", "POST /v1/recipients/erase", "POST /v1/subscriptions", "POST /v1/subscriptions/preview", "POST /v1/subscriptions/{id}/deactivate",
+		"POST /v1/subscriptions/{id}/explain",
 		"POST /v1/subscriptions/{id}/pause", "POST /v1/subscriptions/{id}/replay", "POST /v1/subscriptions/{id}/resume",
 		"POST /v1/subscriptions/{id}/rotate-secret", "POST /v1/subscriptions/{id}/test", "PUT /v1/accounts/{id}",
 	}

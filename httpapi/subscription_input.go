@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -20,7 +19,6 @@ const (
 	minRetryDelay     = time.Second
 	maxRetryDelay     = 24 * time.Hour
 	maxRetries        = 50
-	maxFilterBytes    = 1000
 	maxNameBytes      = 800 // 200 characters
 	maxAccountIDBytes = 1000
 )
@@ -31,7 +29,7 @@ type SubscriptionInput struct {
 	Channel            optional[channelInput]  `json:"channel,omitempty" doc:"Where requests go."`
 	EventTypes         optional[[]string]      `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy, each with everything below it; * is all but subscription.*. Other platforms' words for them are taken, and answered as our names."`
 	Filters            optional[filtersInput]  `json:"filters,omitempty" doc:"An event must pass each that is not empty."`
-	Format             optional[webFormat]     `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard."`
+	Format             optional[formatName]    `json:"format,omitempty" doc:"The body of requests, as a platform spells it. Default: standard, and of another channel than web its only one, by its name."`
 	RetrySchedule      optional[RetrySchedule] `json:"retry_schedule,omitempty"`
 	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
@@ -40,31 +38,19 @@ type SubscriptionInput struct {
 	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
 
-// A webFormat is the name of a format of channel web.
-type webFormat string
+// A formatName is the name of a format of any channel.
+type formatName string
 
 // Schema lists the formats that there are.
-func (webFormat) Schema(huma.Registry) *huma.Schema {
+func (formatName) Schema(huma.Registry) *huma.Schema {
 	schema := &huma.Schema{Type: huma.TypeString}
-	for _, name := range format.Names("web") {
-		schema.Enum = append(schema.Enum, name)
+	for _, channel := range []string{format.Web, channelPushover, channelSlack, channelTeams} {
+		for _, name := range format.Names(channel) {
+			schema.Enum = append(schema.Enum, name)
+		}
 	}
 	schema.PrecomputeMessages()
 	return schema
-}
-
-type channelInput struct {
-	Type    optional[string]            `json:"type,omitempty" enum:"web" doc:"Default: web."`
-	URL     optional[string]            `json:"url,omitempty" doc:"Required: absolute, https."`
-	Headers optional[map[string]string] `json:"headers,omitempty" writeOnly:"true" doc:"Sent with every request. Never answered: they may carry credentials. PATCH replaces all of them; null removes them."`
-	Auth    optional[authInput]         `json:"auth,omitempty" writeOnly:"true" doc:"The Authorization header of every request. Never answered. PATCH replaces it as a whole; null removes it."`
-}
-
-type filtersInput struct {
-	SendingDomain optional[[]string] `json:"sending_domain,omitempty" maxItems:"200"`
-	SendingNode   optional[[]string] `json:"sending_node,omitempty" maxItems:"200"`
-	Bridge        optional[[]string] `json:"bridge,omitempty" maxItems:"200"`
-	DedicatedIP   optional[[]string] `json:"dedicated_ip,omitempty" maxItems:"200" doc:"IP addresses; they compare by value."`
 }
 
 // A RetrySchedule is the name of a preset or, where that is empty, a list of delays.
@@ -127,7 +113,7 @@ func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionI
 	var wrong []FieldError
 	if in.EventTypes.isValue() {
 		var err error
-		format := string(in.Format.pick(webFormat(to.Format), webFormat(defaultSubscription().Format)))
+		format := string(in.Format.pick(formatName(to.Format), formatName(defaultSubscription().Format)))
 		if in.EventTypes.value, wrong, err = s.eventTypesOf(ctx, q, "event_types", in.EventTypes.value, format, to.EventTypes); err != nil {
 			return nil, nil, err
 		}
@@ -140,14 +126,14 @@ func (s *server) applyWords(ctx context.Context, q *db.Queries, in SubscriptionI
 // not name was checked when it was set; allowsHTTP is whether the account may use http. What is to be stored sealed is not
 // in the subscription.
 func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	byDefault := defaultSubscription()
+	byDefault, channel := defaultSubscription(), to.ChannelType
 	to.Name = in.Name.pick(to.Name, "")
 	found := checkText("name", to.Name, maxNameBytes)
 	sealed, wrong := s.applyChannel(in.Channel, to, allowsHTTP)
 	found = append(found, wrong...)
 	found = append(found, applyEventTypes(in.EventTypes, to)...)
 	found = append(found, applyFilters(in.Filters, to)...)
-	to.Format = string(in.Format.pick(webFormat(to.Format), webFormat(byDefault.Format)))
+	found = append(found, applyFormat(in.Format, to, to.ChannelType != channel)...)
 	found = append(found, applyRetrySchedule(in.RetrySchedule, to)...)
 	to.SuccessRule = in.Success.pick(to.SuccessRule, byDefault.SuccessRule)
 	found = append(found, applyTimeout(in.Timeout, to)...)
@@ -162,30 +148,6 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 	return sealed, found
 }
 
-func (s *server) applyChannel(in optional[channelInput], to *db.Subscription, allowsHTTP bool) (credentials, []FieldError) {
-	channel := in.value
-	if in.null { // everything in it back to its default
-		channel.Type, channel.URL.null, channel.Headers = optional[string]{}, true, optional[map[string]string]{set: true, null: true}
-		channel.Auth = optional[authInput]{set: true, null: true}
-		to.ChannelType = "web"
-	}
-	to.ChannelType = channel.Type.pick(to.ChannelType, "web")
-	to.URL = channel.URL.pick(to.URL, "")
-	var found []FieldError
-	switch {
-	case to.URL == "" || channel.URL.null:
-		found = append(found, FieldError{"channel.url", "required", "is required"})
-	case channel.URL.set:
-		if err := s.config.CheckURL(to.URL, allowsHTTP); err != nil {
-			found = append(found, FieldError{"channel.url", "invalid_url", err.Error()})
-		}
-	}
-	sealed := credentials{}
-	found = append(found, applyHeaders(channel.Headers, to, sealed)...)
-	found = append(found, applyAuth(channel.Auth, to, sealed)...)
-	return sealed, append(found, checkOneAuthorization(channel, to)...)
-}
-
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {
 	if in.set || len(to.EventTypes) == 0 {
 		to.EventTypes, found = checkEventTypes("event_types", in.value)
@@ -194,63 +156,6 @@ func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldE
 		return []FieldError{{"event_types", "required", "is required"}}
 	}
 	return found
-}
-
-func applyFilters(in optional[filtersInput], to *db.Subscription) (found []FieldError) {
-	none := optional[[]string]{set: true, null: true}
-	filters := in.value
-	if in.null {
-		filters = filtersInput{none, none, none, none}
-	}
-	for _, f := range []struct {
-		name string
-		in   optional[[]string]
-		to   *[]string
-		each func(string) (string, string)
-	}{
-		{"sending_domain", filters.SendingDomain, &to.FilterSendingDomain, asIs}, // the database lowers the case
-		{"sending_node", filters.SendingNode, &to.FilterSendingNode, asIs},
-		{"bridge", filters.Bridge, &to.FilterBridge, asIs},
-		{"dedicated_ip", filters.DedicatedIP, &to.FilterDedicatedIp, address},
-	} {
-		if f.in.set {
-			*f.to = []string{}
-			found = append(found, applyFilter("filters."+f.name, f.in.value, f.to, f.each)...)
-		}
-	}
-	return found
-}
-
-func applyFilter(field string, values []string, to *[]string, each func(string) (text, fault string)) (found []FieldError) {
-	for i, value := range values {
-		at := fmt.Sprintf("%s[%d]", field, i)
-		if value == "" {
-			found = append(found, FieldError{at, "too_short", "must not be empty"})
-			continue
-		}
-		found = append(found, checkText(at, value, maxFilterBytes)...)
-		text, fault := each(value)
-		if fault != "" {
-			found = append(found, FieldError{at, "invalid_address", fault})
-		}
-		*to = append(*to, text)
-	}
-	*to = unique(*to)
-	return found
-}
-
-func asIs(value string) (string, string) { return value, "" }
-
-// address takes an address, or the prefix of a single one; the database writes it as host() does.
-func address(value string) (text, fault string) {
-	if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
-		return prefix.Addr().String(), ""
-	}
-	addr, err := netip.ParseAddr(value)
-	if err != nil || addr.Zone() != "" {
-		return "", "must be an IPv4 or IPv6 address"
-	}
-	return addr.String(), ""
 }
 
 func applyRetrySchedule(in optional[RetrySchedule], to *db.Subscription) []FieldError {

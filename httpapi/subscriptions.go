@@ -38,22 +38,6 @@ type Subscription struct {
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
 }
 
-// A Channel is where the requests of a subscription go.
-type Channel struct {
-	Type        string   `json:"type"`
-	URL         string   `json:"url"`
-	HeaderNames []string `json:"header_names" nullable:"false" doc:"The names of the custom headers; their values are never answered."`
-	AuthType    *string  `json:"auth_type" doc:"What the Authorization header is made of, basic or bearer; null: none. The credential is never answered."`
-}
-
-// Filters narrow the events of a subscription down; an empty list is no filter.
-type Filters struct {
-	SendingDomain []string `json:"sending_domain" nullable:"false"`
-	SendingNode   []string `json:"sending_node" nullable:"false"`
-	Bridge        []string `json:"bridge" nullable:"false"`
-	DedicatedIP   []string `json:"dedicated_ip" nullable:"false"`
-}
-
 // Usage is how many subscriptions an account has and may have.
 type Usage struct {
 	Subscriptions int64 `json:"subscriptions"`
@@ -206,8 +190,8 @@ func (s *server) findSubscription(ctx context.Context, who caller, public string
 }
 
 // changeSubscription runs change in a transaction that holds the row of the subscription, and writes it into the audit
-// log as action.
-func (s *server) changeSubscription(ctx context.Context, who caller, public, action string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
+// log as what action is then.
+func (s *server) changeSubscription(ctx context.Context, who caller, public string, action *string, change func(*db.Queries, db.Subscription) (db.Subscription, error)) (Subscription, error) {
 	id, err := db.ParseID(db.SubscriptionPrefix, public)
 	if err != nil {
 		return Subscription{}, notFound()
@@ -225,17 +209,14 @@ func (s *server) changeSubscription(ctx context.Context, who caller, public, act
 		if answer, err = withSecrets(ctx, q, changed); err != nil {
 			return err
 		}
-		return who.audit(ctx, q, action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
+		return who.audit(ctx, q, *action, row.AccountID, public, subscriptionOf(row), subscriptionOf(changed))
 	})
 	return answer, err
 }
 
 func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSubscriptionRequest) (*subscriptionResponse, error) {
 	action := "subscription.update"
-	if channel := in.Body.Channel; channel.null || channel.value.Headers.set || channel.value.Auth.set {
-		action = "subscription.update_credentials" // their values are not shown, so this says that they were set
-	}
-	body, err := s.changeSubscription(ctx, who, in.ID, action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+	body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 		account, err := q.GetAccount(ctx, row.AccountID)
 		if err != nil {
 			return row, fmt.Errorf("read account: %w", err)
@@ -246,6 +227,9 @@ func (s *server) patchSubscription(ctx context.Context, who caller, in *patchSub
 		}
 		if len(found) > 0 {
 			return row, invalid(found...)
+		}
+		if len(sealed) > 0 {
+			action = "subscription.update_credentials" // their values are not shown, so this says that they were set
 		}
 		if err := s.storeCredentials(ctx, q, row.ID, sealed); err != nil {
 			return row, err
@@ -284,7 +268,8 @@ func (s *server) deleteSubscription(ctx context.Context, who caller, in *subscri
 // reason; resume resets its health all the same.
 func (s *server) setStatus(verb, status string) func(context.Context, caller, *subscriptionParams) (*subscriptionResponse, error) {
 	return func(ctx context.Context, who caller, in *subscriptionParams) (*subscriptionResponse, error) {
-		body, err := s.changeSubscription(ctx, who, in.ID, "subscription."+verb, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
+		action := "subscription." + verb
+		body, err := s.changeSubscription(ctx, who, in.ID, &action, func(q *db.Queries, row db.Subscription) (db.Subscription, error) {
 			var reason *string
 			if status == "active" {
 				if err := q.ResetHealth(ctx, row.ID); err != nil {
@@ -321,9 +306,9 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Name:         row.Name,
 		Status:       row.Status,
 		StatusReason: row.StatusReason,
-		Channel:      Channel{row.ChannelType, row.URL, row.HeaderNames, row.AuthType},
+		Channel:      channelOf(row),
 		EventTypes:   row.EventTypes,
-		Filters:      Filters{row.FilterSendingDomain, row.FilterSendingNode, row.FilterBridge, row.FilterDedicatedIp},
+		Filters:      filtersOf(row),
 		Format:       row.Format,
 		PublicKey:    publicKeyOf(row),
 		RetrySchedule: RetrySchedule{

@@ -128,7 +128,7 @@ func TestInvalidInputStoresNothing(t *testing.T) {
 		{object{"channel": "https://example.com"}, "channel", "wrong_type"},
 		{object{"channel": nil}, "channel", "wrong_type"},
 		{object{"channel": object{}}, "channel.url", "required"},
-		{object{"channel": object{"type": "pushover", "url": "https://example.com"}}, "channel.type", "not_allowed"},
+		{object{"channel": object{"type": "sms", "url": "https://example.com"}}, "channel.type", "not_allowed"},
 		{channel("example.com/hook"), "channel.url", "invalid_url"},
 		{channel("http://example.com/hook"), "channel.url", "invalid_url"},
 		{channel("ftp://example.com/hook"), "channel.url", "invalid_url"},

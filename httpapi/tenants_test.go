@@ -48,11 +48,13 @@ func (b *bundle) operations(t *testing.T) (all []operation) {
 // bodies are valid ones of the operations that need one.
 func bodies() map[string]any {
 	return map[string]any{
-		"create-subscription": subscription(nil),
-		"patch-subscription":  object{"name": "x"},
-		"create-replay":       object{"since": "2024-01-01T00:00:00Z"},
-		"put-account":         object{"limit": 1},
-		"erase-recipient":     object{"recipient": "nobody@example.com"},
+		"create-subscription":  subscription(nil),
+		"patch-subscription":   object{"name": "x"},
+		"create-replay":        object{"since": "2024-01-01T00:00:00Z"},
+		"put-account":          object{"limit": 1},
+		"explain-subscription": object{"event_type": "email.sent"},
+		"preview-subscription": object{"event_types": []string{"email"}},
+		"erase-recipient":      object{"recipient": "nobody@example.com"},
 	}
 }
 
@@ -148,6 +150,11 @@ func (op operation) body(t *testing.T) any {
 		t.Fatalf("%s %s: the matrix has no body for it: give it one", op.method, op.path)
 	}
 	return body
+}
+
+// changesNothing are the routes that take a body to ask by.
+func (op operation) changesNothing() bool {
+	return op.method == "GET" || op.id == "preview-subscription" || op.id == "explain-subscription"
 }
 
 // adminOnly are the routes that an account key may not take about its own account either.

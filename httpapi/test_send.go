@@ -20,16 +20,28 @@ const withdrawWithin = 5 * time.Second
 
 // A TestResult is what came of a test send.
 type TestResult struct {
-	StatusCode      *int16 `json:"status_code" doc:"null when there was no answer."`
-	DurationMS      *int32 `json:"duration_ms"`
-	Outcome         string `json:"outcome" example:"ok"`
-	ResponseExcerpt string `json:"response_excerpt"`
+	StatusCode      *int16       `json:"status_code" doc:"null when there was no answer."`
+	DurationMS      *int32       `json:"duration_ms" doc:"null for a preview."`
+	Outcome         *string      `json:"outcome" example:"ok" doc:"null when a preview could be made."`
+	ResponseExcerpt string       `json:"response_excerpt"`
+	Request         *TestRequest `json:"request" doc:"null when no request could be made."`
+}
+
+// A TestRequest is what was sent, or for a preview would be, with *** for what is secret.
+type TestRequest struct {
+	Method      string `json:"method" example:"POST"`
+	URL         string `json:"url" doc:"Of slack and teams scheme and host, and … for the rest."`
+	Headers     Object `json:"headers" doc:"By name, without Content-Type. Those that HTTP itself adds are not listed."`
+	ContentType string `json:"content_type" example:"application/json"`
+	Body        string `json:"body"`
 }
 
 type testSendRequest struct {
 	ID   string `path:"id" doc:"sub_…"`
 	Body *struct {
-		EventType optional[string] `json:"event_type,omitempty" doc:"Default: one that the subscription gets."`
+		EventType optional[string]     `json:"event_type,omitempty" doc:"Default: one that the subscription gets. Of a type that is not listed, the sample is that of its nearest listed parent."`
+		Format    optional[formatName] `json:"format,omitempty" doc:"Another format of the channel, to try it. Default: that of the subscription."`
+		Preview   optional[bool]       `json:"preview,omitempty" doc:"true: nothing is sent, and the answer has the request. Default: false."`
 	} `nameHint:"TestSendBody"`
 }
 
@@ -38,9 +50,10 @@ type testSendResponse struct{ Body TestResult }
 func (s *server) addTestSend(api huma.API) {
 	register(s, api, huma.Operation{
 		OperationID: "test-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/test", Tags: []string{"subscriptions"},
-		Summary:     "Send a test event",
-		Description: "A worker sends a sample, ahead of all else and in any status, and never again. It counts nowhere; the envelope has \"test\": true.",
-		Errors:      []int{http.StatusTooManyRequests, http.StatusGatewayTimeout},
+		Summary: "Send a test event",
+		Description: "A worker sends a sample, ahead of all else and in any status, and never again. It counts nowhere; the envelope has \"test\": true. " +
+			"The answer has the request beside what came of it.",
+		Errors: []int{http.StatusTooManyRequests, http.StatusGatewayTimeout},
 	}, s.testSend)
 }
 
@@ -49,15 +62,22 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 	if err != nil {
 		return nil, err
 	}
-	eventType, err := s.testEventType(ctx, in, row)
-	if err != nil {
+	asked := db.InsertTestDeliveryParams{SubscriptionID: row.ID, AccountID: row.AccountID, Others: int32(s.config.TestsPerMinute - 1)} //nolint:gosec // a setting
+	if asked.EventType, err = s.testEventType(ctx, in, row); err != nil {
 		return nil, err
 	}
-	id, err := s.askForTest(ctx, who, row, eventType)
+	if in.Body != nil {
+		if found := applyFormat(in.Body.Format, &row, false); len(found) > 0 {
+			return nil, invalid(found...)
+		}
+		asked.IsPreview = in.Body.Preview.value
+	}
+	asked.Format = row.Format
+	id, err := s.askForTest(ctx, who, asked)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a test send: %w", err)
 	}
-	result, err := s.awaitTest(ctx, id, row.Timeout)
+	result, err := s.awaitTest(ctx, id, row)
 	if err != nil {
 		// Nobody waits for it any more. What a worker has taken, it sends.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawWithin)
@@ -70,14 +90,12 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 
 // askForTest inserts a test send, unless its account has had as many as it may: whoever sends as often as they like, and
 // sees what comes of it, has a scanner.
-func (s *server) askForTest(ctx context.Context, who caller, row db.Subscription, eventType string) (id uuid.UUID, err error) {
+func (s *server) askForTest(ctx context.Context, who caller, asked db.InsertTestDeliveryParams) (id uuid.UUID, err error) {
 	err = s.inTx(ctx, func(q *db.Queries) error {
-		if err := q.LockAccount(ctx, row.AccountID); err != nil {
+		if err := q.LockAccount(ctx, asked.AccountID); err != nil {
 			return fmt.Errorf("lock account: %w", err)
 		}
-		inserted, err := q.InsertTestDelivery(ctx, db.InsertTestDeliveryParams{
-			SubscriptionID: row.ID, AccountID: row.AccountID, EventType: eventType, Others: int32(s.config.TestsPerMinute - 1), //nolint:gosec // a setting
-		})
+		inserted, err := q.InsertTestDelivery(ctx, asked)
 		if err != nil {
 			return err
 		}
@@ -88,7 +106,7 @@ func (s *server) askForTest(ctx context.Context, who caller, row db.Subscription
 			return problem
 		}
 		id = inserted.ID
-		if err := who.audit(ctx, q, "subscription.test", row.AccountID, db.FormatID(db.SubscriptionPrefix, row.ID), nil, nil); err != nil {
+		if err := who.audit(ctx, q, "subscription.test", asked.AccountID, db.FormatID(db.SubscriptionPrefix, asked.SubscriptionID), nil, nil); err != nil {
 			return err
 		}
 		return q.NotifyWorkers(ctx, "test")
@@ -112,7 +130,7 @@ func (s *server) testEventType(ctx context.Context, in *testSendRequest, row db.
 }
 
 // awaitTest polls until a worker has sent it. The row is the only thing that API and worker share.
-func (s *server) awaitTest(ctx context.Context, id uuid.UUID, timeout time.Duration) (TestResult, error) {
+func (s *server) awaitTest(ctx context.Context, id uuid.UUID, of db.Subscription) (TestResult, error) {
 	ticker := time.NewTicker(testPoll)
 	defer ticker.Stop()
 	begun := time.Now()
@@ -128,11 +146,19 @@ func (s *server) awaitTest(ctx context.Context, id uuid.UUID, timeout time.Durat
 		case err != nil:
 			return TestResult{}, fmt.Errorf("read test send: %w", err)
 		case row.IsEnded:
-			return TestResult{row.StatusCode, row.DurationMS, valueOf(row.Outcome), excerptText(row.ResponseExcerpt)}, nil
+			return testResultOf(row, of.URL), nil
 		case !row.IsLeased && waited >= s.config.NoWorkerAfter:
 			return TestResult{}, fail(codeNoWorker, "no worker took the test send: is one running?")
-		case waited >= timeout+s.config.TestWait:
+		case waited >= of.Timeout+s.config.TestWait:
 			return TestResult{}, fail(codeNoWorker, "the worker that took the test send did not finish it")
 		}
 	}
+}
+
+func testResultOf(row db.GetTestDeliveryRow, url string) TestResult {
+	result := TestResult{StatusCode: row.StatusCode, DurationMS: row.DurationMS, Outcome: row.Outcome, ResponseExcerpt: excerptText(row.ResponseExcerpt)}
+	if row.RequestHeaders != nil {
+		result.Request = &TestRequest{http.MethodPost, url, Object(row.RequestHeaders), valueOf(row.ContentType), valueOf(row.RequestBody)}
+	}
+	return result
 }

@@ -16,6 +16,11 @@ import (
 // mostAnswered is how much of the answer to a batch is read for the ids of events that failed.
 const mostAnswered = 128 << 10
 
+// hasBatches says whether what the subscription gets is in arrays. A test send may be in a format that has none.
+func (s *subscription) hasBatches() bool {
+	return s.batch != nil && s.format.Arrays != format.NoArrays
+}
+
 // An array is the body of a batch: the events of its deliveries, in the order of their ids.
 type array struct {
 	to         *subscription

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,10 +40,11 @@ type line struct {
 	isReady bool
 }
 
-// Deliveries of one pile go together: those of one failed batch, or any that have been tried as often.
+// Deliveries of one pile go together: those of one failed batch, or any of one lane that have been tried as often.
 type pileKey struct {
-	batchID uuid.UUID
-	attempt int
+	batchID  uuid.UUID
+	attempt  int
+	isUrgent bool
 }
 
 type pile struct {
@@ -85,7 +87,7 @@ func (b *batches) add(ctx context.Context, s *subscription, deliveries []*delive
 	now := time.Now()
 	for _, d := range deliveries {
 		l.most, d.since = d.requests, now
-		key := pileKey{d.batchID, d.attempt}
+		key := pileKey{batchID: d.batchID, attempt: d.attempt, isUrgent: d.event.urgent && d.batchID == uuid.Nil}
 		p := l.piles[key]
 		if p == nil {
 			p = &pile{key: key}
@@ -133,7 +135,9 @@ func (b *batches) look(l *line, p *pile, s *subscription) {
 func (b *batches) ripen(l *line, p *pile) {
 	p.stop()
 	p.isRipe = true
-	l.ripe = append(l.ripe, p)
+	if l.ripe = append(l.ripe, p); p.key.isUrgent {
+		l.ripe = slices.Insert(l.ripe[:len(l.ripe)-1], 0, p) // before all others of its subscription
+	}
 	b.enqueue(l)
 }
 

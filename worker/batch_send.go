@@ -61,20 +61,6 @@ func unrenderable(deliveries []*delivery) []outcome {
 	return outcomes
 }
 
-// attemptAlone makes one request about one delivery to a subscription with batches: an array of one.
-func (s *sender) attemptAlone(to *subscription, d *delivery) outcome {
-	a, broken, _ := to.array([]*delivery{d})
-	if len(broken) > 0 {
-		return unrenderable(broken)[0]
-	}
-	o, answer := s.post(to, a.message(a.whole()))
-	o.delivery, o.batchID, o.jitter = d, a.id(a.whole()), jitter()
-	if failedIDs(answer)[d.event.publicID()] {
-		o.word = outcomePartialFailure
-	}
-	return o
-}
-
 // A trial is the attempt of a batch. One that is refused is cut in halves, and these again, the longest first, so that an
 // event that the receiver will not have is found and all others are delivered: one of n takes 2·log2 n requests. Those are
 // made one after the other in the slot of the batch, and no more of them: what is left is put off in the parts that it was

@@ -301,7 +301,7 @@ func TestDeadEndpointsWithBatches(t *testing.T) {
 	c.MaxInFlight = 20
 	w, _ := b.run(t, c)
 	b.emit(t, 200)
-	dbtest.Eventually(t, "the dead are known as slow", func() bool { return len(w.leases.load(c.MaxInFlight).limits) > 40*8 })
+	dbtest.Eventually(t, "the dead are known as slow", func() bool { return len(w.leases.load(c.MaxInFlight, false).limits) > 40*8 })
 	b.emit(t, 200)
 	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.opened' FROM generate_series(1, 100)")
 	dbtest.Eventually(t, "the others have theirs", func() bool {

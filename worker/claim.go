@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,6 +35,8 @@ const (
 type claimer struct {
 	w        *Worker
 	requests context.Context
+	urgent   bool // of the urgent lane
+	isFair   bool // gives way to nobody, this time
 
 	since *time.Time // by the database's clock; nil: a walk
 	walk  struct {
@@ -58,7 +61,7 @@ type claimed struct {
 
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
-	c := &claimer{w: w, requests: requests}
+	lanes := newClaimLanes(w, requests)
 	var last claimed
 	rest := claimPause
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
@@ -66,9 +69,9 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	for ctx.Err() == nil {
 		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
 		last = claimed{}
-		if w.state.sending() && w.state.alive(time.Now()) == nil {
+		if w.mayLease() {
 			var err error
-			if last, err = c.once(ctx); err != nil {
+			if last, err = lanes.once(ctx); err != nil {
 				w.complain(ctx, "claim", err)
 				pause(ctx, w.cfg.ClaimInterval)
 			}
@@ -92,18 +95,56 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	}
 }
 
+// fairTurn is how often a claim goes by time alone: a flood of urgent deliveries leaves the others that part.
+const fairTurn = 4
+
+// claimLanes are the two lanes of a worker's claims.
+type claimLanes struct {
+	urgent, ordinary *claimer
+	turn             int
+}
+
+func newClaimLanes(w *Worker, requests context.Context) *claimLanes {
+	return &claimLanes{urgent: &claimer{w: w, requests: requests, urgent: true}, ordinary: &claimer{w: w, requests: requests}}
+}
+
+// once takes a batch of each lane, of the urgent one first. In each fourth turn the ordinary one is first, and gives way to
+// nobody: there the urgent deliveries are what they were before there were lanes.
+func (l *claimLanes) once(ctx context.Context) (claimed, error) {
+	if l.ordinary.w.freed.Swap(false) {
+		l.urgent.walkAgain()
+		l.ordinary.walkAgain()
+	}
+	l.turn++
+	l.ordinary.isFair = l.turn%fairTurn == 0
+	order := []*claimer{l.urgent, l.ordinary}
+	if l.ordinary.isFair {
+		slices.Reverse(order)
+	}
+	var all claimed
+	for _, c := range order {
+		one, err := c.once(ctx)
+		if err != nil {
+			return all, err
+		}
+		all.deliveries += one.deliveries
+		all.limited, all.releasing, all.more = all.limited || one.limited, all.releasing || one.releasing, all.more || one.more
+	}
+	return all, nil
+}
+
 // once takes one batch.
 func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 	if _, ok := c.room(); !ok {
 		return claimed{limited: true}, nil
 	}
-	if c.w.freed.Swap(false) || time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
+	if time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
 		c.walkAgain()
 	}
 	started := time.Now()
 	err = call(ctx, func(ctx context.Context) error {
 		if c.walk.resume == uuid.Nil {
-			row, err := c.w.q.AnyDue(ctx, c.since)
+			row, err := c.w.q.AnyDue(ctx, db.AnyDueParams{IsUrgent: c.urgent, Since: c.since})
 			if err != nil {
 				return err
 			}
@@ -111,6 +152,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 				c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
 			}
 			if !row.AnyDue {
+				c.crowd(nil)
 				return nil
 			}
 		}
@@ -127,6 +169,9 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 // room is what a claim may take, and whether that is anything: a walk for batches alone is for who has had some lately.
 func (c *claimer) room() (room, bool) {
 	r := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
+	if c.urgent {
+		r.claim, r.bytes = r.urgentClaim, r.urgentBytes
+	}
 	return r, (r.claim > 0 || r.batched > 0 && r.anyBatched) && r.bytes > 0
 }
 
@@ -156,28 +201,35 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w := c.w
 	w.leasing.Lock()
 	defer w.leasing.Unlock()
+	if c.urgent {
+		w.urgentLeasing.Lock()
+		defer w.urgentLeasing.Unlock()
+	}
 	room, ok := c.room() // a dispatch may have taken of it
 	if !ok {
 		return claimed{limited: true, more: c.walk.resume != uuid.Nil}, nil
 	}
-	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
+	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !c.urgent && !c.isFair)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
 		FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
 		MaxBytes: min(room.bytes, batchBytes),
-		IsNew:    w.state.isNew(), InFlight: load.inFlight, Limits: load.limits,
+		IsNew:    w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {
 		w.leases.got(lease, nil)
 		return result, err
 	}
+	if len(rows) > 0 {
+		c.crowd(rows[0].Crowded)
+	}
 	deliveries := make([]*delivery, 0, len(rows))
 	began := c.walk.resume
 	for _, row := range rows {
 		c.walk.resume, result.limited, result.releasing = row.ResumeAfter, row.Limited, row.Releasing
 		if row.DeliveryID != nil {
-			deliveries = append(deliveries, w.claimedDelivery(row, lease))
+			deliveries = append(deliveries, w.claimedDelivery(row, lease, c.urgent))
 		}
 	}
 	w.leases.got(lease, deliveries)
@@ -189,8 +241,15 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	return result, nil
 }
 
-func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
-	e := &event{id: db.EventID{InsertedAt: row.EventInsertedAt, ID: row.EventID, Installation: w.installation}, Event: format.Event{
+// crowd tells dispatch and the ordinary claims where urgent deliveries wait for room, from the beginning of each walk anew.
+func (c *claimer) crowd(ids []uuid.UUID) {
+	if c.urgent {
+		c.w.leases.crowd(ids, c.walk.resume == uuid.Nil)
+	}
+}
+
+func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID, urgent bool) *delivery {
+	e := &event{id: db.EventID{InsertedAt: row.EventInsertedAt, ID: row.EventID, Installation: w.installation}, urgent: row.IsUrgent, Event: format.Event{
 		Type: row.EventType, OccurredAt: row.OccurredAt, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
 		SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
 	}}
@@ -198,7 +257,7 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID) *delivery {
 		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
 	d := &delivery{
-		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, event: e,
+		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, event: e,
 		requests: int(row.Requests), isProbe: row.IsProbe,
 	}
 	if row.BatchID != nil {

@@ -30,10 +30,11 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 	}
 	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = clock_timestamp() + interval '1 hour'")
 	w := b.idleWorker(t, b.config())
-	c := &claimer{w: w, requests: t.Context()}
+	lanes := newClaimLanes(w, t.Context())
+	c := lanes.ordinary
 	look := func(want int) {
 		t.Helper()
-		result, err := c.once(t.Context())
+		result, err := lanes.once(t.Context())
 		if err != nil || result.deliveries != want {
 			t.Fatalf("%d claimed, not %d: %v", result.deliveries, want, err)
 		}
@@ -42,7 +43,7 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 	if c.since == nil {
 		t.Fatal("a walk that finds nothing does not end")
 	}
-	c.walkedAt = time.Now().Add(time.Hour) // no walk in between
+	c.walkedAt, lanes.urgent.walkedAt = time.Now().Add(time.Hour), time.Now().Add(time.Hour) // no walk in between
 	before := b.indexEntries(t)
 	for range 100 {
 		look(0)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 
 	"mailhook/db"
@@ -44,10 +45,49 @@ func (s *subscription) unseal(keyring *db.Keyring, row db.LoadSubscriptionsRow) 
 		}
 		opened[kind] = plain
 	}
-	if row.HasHeaders != (opened[db.SealedHeaders] != nil) || row.HasAuth != (opened[db.SealedAuth] != nil) {
+	isThirdParty := row.ChannelType != format.Web
+	if row.HasHeaders != (opened[db.SealedHeaders] != nil) || row.HasAuth != (opened[db.SealedAuth] != nil) || isThirdParty != (opened[db.SealedChannel] != nil) {
 		return errNoCredentials
 	}
+	if isThirdParty {
+		return s.aim(row.ChannelSettings, opened[db.SealedChannel])
+	}
 	return s.carry(row.AccountID, opened[db.SealedHeaders], opened[db.SealedAuth])
+}
+
+// aim sets what the message of another channel than web needs to know, and the URL where that is secret.
+func (s *subscription) aim(settings, secrets []byte) error {
+	target := &format.Target{}
+	if json.Unmarshal(settings, &target.Settings) != nil || json.Unmarshal(secrets, &target.Secrets) != nil {
+		return errNoCredentials // not the error: it may quote them
+	}
+	s.target = target
+	s.hidden = hiddenInTarget(target)
+	if secret := target.Secrets["url"]; secret != "" {
+		s.url = secret
+	}
+	return nil
+}
+
+// shortestToken is how long a part of a URL is at least to be taken for a secret, not for a word.
+const shortestToken = 16
+
+// hiddenInTarget are the secrets of a channel; of a URL also what it is made of, as an answer may repeat it.
+func hiddenInTarget(target *format.Target) [][]byte {
+	var found [][]byte
+	for _, secret := range target.Secrets {
+		found = append(found, []byte(secret))
+		u, err := url.Parse(secret)
+		if err != nil || u.Host == "" {
+			continue
+		}
+		for _, part := range append(strings.FieldsFunc(u.RequestURI(), func(r rune) bool { return strings.ContainsRune("/?&=", r) }), strings.Split(u.Path, "/")...) {
+			if len(part) >= shortestToken {
+				found = append(found, []byte(part))
+			}
+		}
+	}
+	return found
 }
 
 // carry sets the headers of requests, of which at least one is not nil, and what follows from them.
@@ -90,14 +130,17 @@ func hiddenIn(headers map[string]string) [][]byte {
 			values = append(values, string(plain), password)
 		}
 	}
-	var hidden [][]byte
+	var found [][]byte
 	for _, value := range values {
 		if len(value) >= shortestHidden {
-			hidden = append(hidden, []byte(value))
+			found = append(found, []byte(value))
 		}
 	}
-	return hidden
+	return found
 }
+
+// hidden stands for what nobody is to see.
+const hidden = "***"
 
 // hide takes the values out of an excerpt, also the beginning of one at its end. It knows them as they were sent, not
 // in every encoding that a receiver may choose. All of them are looked for before any is taken out: one may be part of
@@ -138,7 +181,7 @@ func hide(excerpt []byte, values [][]byte) []byte {
 		case !covered[i]:
 			shown = append(shown, c)
 		case i == 0 || !covered[i-1]:
-			shown = append(shown, "***"...)
+			shown = append(shown, hidden...)
 		}
 	}
 	return shown

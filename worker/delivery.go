@@ -14,7 +14,8 @@ import (
 type event struct {
 	format.Event
 	id      db.EventID
-	holders int // deliveries in memory; guarded by leases.mu
+	urgent  bool // of a type that goes by the urgent lane
+	holders int  // deliveries in memory; guarded by leases.mu
 
 	mu     sync.Mutex
 	bodies []body // by format; few events go out in more than one
@@ -73,6 +74,7 @@ type delivery struct {
 	subscriptionID uuid.UUID
 	attempt        int  // made before this one
 	claimed        bool // by claim, not by dispatch
+	urgent         bool // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
 	event          *event
 
 	// requests is how many with batches of its subscription may be under way in this process; 0: it gets no batches.

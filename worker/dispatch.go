@@ -20,6 +20,8 @@ const (
 	targetDeliveries = 4000
 	// batchBytes bounds the event data of one dispatch.
 	batchBytes = 8 << 20
+	// slowBatch is how long one dispatch should take at most: what an account's filters cost is not known before.
+	slowBatch = time.Second
 	// retryPause is how long a dispatch that failed waits for the next, doubled up to a second.
 	retryPause = 20 * time.Millisecond
 	// firstBatch is the number of rows while nothing is known of the fan-out.
@@ -32,10 +34,14 @@ const (
 	writersPause = 50 * time.Millisecond
 )
 
+// maxID is above all ids: a dispatch after it takes those that it names and no others.
+const maxID = math.MaxInt64
+
 // A dispatcher is the state of one worker's dispatch loop.
 type dispatcher struct {
 	w        *Worker
 	requests context.Context // of the requests it starts
+	urgent   bool            // of the urgent lane
 
 	floor   floor
 	sweep   sweep
@@ -102,9 +108,17 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 	defer patience.Stop()
 	for patient := true; ; {
 		room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+		// Senders begin within moments: for those there is no signal.
+		if w.calm.rows(1) == 0 {
+			if !pause(ctx, time.Millisecond) {
+				return 0, 0, false
+			}
+			continue
+		}
 		if room.bytes > 0 && (d.isEnough(room) || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
+		signal(w.busy)
 		select {
 		case <-room.more:
 		case <-patience.C:
@@ -126,6 +140,7 @@ func (d *dispatcher) isEnough(r room) bool {
 // look takes one batch and starts its deliveries. It answers how many rows it took.
 func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, error) {
 	now := time.Now()
+	d.floor.passed(d.w.early.take())
 	after, probes := d.sweep.start(d.floor.after, now), d.floor.probes(now, d.full)
 	if !d.full {
 		if _, err := d.peek(ctx, after, probes); errors.Is(err, pgx.ErrNoRows) {
@@ -136,15 +151,21 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 			return 0, err
 		}
 	}
+	signal(d.w.busy)
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
 	if isDataError(err) {
 		return d.halve(ctx, after, probes, rows)
 	}
 	if err != nil {
+		if sqlState(err) == "57014" { // its time was over, and the same batch would take as long again
+			d.limit = max(1, rows/2)
+		}
 		return 0, err
 	}
-	d.limit = min(d.w.cfg.BatchRows, 2*d.limit)
+	if d.limit = min(d.w.cfg.BatchRows, 2*d.limit); time.Since(now) > slowBatch {
+		d.limit = max(1, len(taken)/2)
+	}
 	d.full = len(taken) >= rows || dataBytes(taken) >= batchBytes/2
 	d.learn(taken, time.Now())
 	if !d.full {
@@ -170,7 +191,11 @@ func (d *dispatcher) rows(free int) int {
 		return min(d.limit, firstBatch)
 	}
 	bySlots := float64(min(free, targetDeliveries)) / max(d.fanOut-d.batched, 0.01)
-	return max(1, min(d.limit, int(min(bySlots, targetDeliveries/max(d.fanOut, 0.01)))))
+	n := max(1, min(d.limit, int(min(bySlots, targetDeliveries/max(d.fanOut, 0.01)))))
+	if d.urgent {
+		return n
+	}
+	return max(1, d.w.calm.rows(n))
 }
 
 func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
@@ -184,6 +209,11 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 	slices.Sort(ids)
 	d.floor.saw(ids, now)
 	d.sweep.came(ids[len(ids)-1], now)
+	d.weigh(taken)
+}
+
+// weigh learns the fan-out of what was taken.
+func (d *dispatcher) weigh(taken []db.DispatchRow) {
 	learnRate(&d.fanOut, float64(taken[0].Deliveries)/float64(len(taken)))
 	learnRate(&d.batched, float64(taken[0].ForBatches)/float64(len(taken)))
 }
@@ -200,20 +230,29 @@ func learnRate(rate *float64, last float64) {
 // take runs the statement and starts what it leased.
 func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows, free int, bytes int64) ([]db.DispatchRow, error) {
 	w := d.w
-	w.leasing.Lock()
-	defer w.leasing.Unlock()
+	leasing := &w.leasing
+	if d.urgent {
+		leasing = &w.urgentLeasing
+	}
+	leasing.Lock()
+	defer leasing.Unlock()
 	// Once more under the lock: a claim may have taken of it.
 	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-	free, bytes = max(0, min(free, room.dispatch)), min(bytes, room.bytes)
+	if d.urgent {
+		free, bytes = min(free, room.urgent), min(bytes, room.urgentBytes)
+	} else {
+		free, bytes = min(free, room.dispatch), min(bytes, room.bytes)
+	}
+	free = max(0, free)
 	batched := min(room.batched, targetDeliveries)
-	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight)
+	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !d.urgent)
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
 		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
 			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(batched), //nolint:gosec // at most MaxInFlight, and targetDeliveries
-			IsNew: w.state.isNew(), InFlight: load.inFlight, Limits: load.limits, IDPrefix: idPrefix(),
+			IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IDPrefix: idPrefix(), IsUrgent: d.urgent,
 		})
 		return err
 	})
@@ -223,7 +262,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		return nil, err
 	}
 	w.ready.Store(true) // before the first request: under a backlog the outbox is never found empty
-	deliveries := w.unfold(taken, lease)
+	deliveries := w.unfold(taken, lease, d.urgent)
 	w.leases.got(lease, deliveries)
 	w.start(d.requests, deliveries)
 	d.leftSome = false
@@ -263,7 +302,7 @@ func idPrefix() string {
 }
 
 // unfold makes the deliveries that a dispatch has leased of its answer.
-func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
+func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*delivery {
 	events := make(map[int64]*event, len(rows))
 	var listed db.DispatchRow
 	for _, row := range rows {
@@ -273,7 +312,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 		if row.Data == nil {
 			continue // nothing to send
 		}
-		events[row.ID] = &event{id: db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation}, Event: format.Event{
+		events[row.ID] = &event{id: db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation}, urgent: row.IsUrgent, Event: format.Event{
 			Type: row.EventType, OccurredAt: row.OccurredAt, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
 			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
 		}}
@@ -285,7 +324,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID) []*delivery {
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
 		to := listed.SubscriptionIDs[i]
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, event: events[listed.EventIDs[i]], requests: requests[to]}
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, urgent: urgent, event: events[listed.EventIDs[i]], requests: requests[to]}
 	}
 	return deliveries
 }
@@ -304,7 +343,7 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 		return 0, err
 	}
 	// Once more, for exactly this row: another worker may have taken the one that failed.
-	taken, err := d.take(ctx, math.MaxInt64, []int64{id}, 1, 1, batchBytes)
+	taken, err := d.take(ctx, maxID, []int64{id}, 1, 1, batchBytes)
 	if err == nil {
 		d.learn(taken, time.Now())
 		return 1, nil

@@ -1,6 +1,10 @@
 package worker
 
-import "time"
+import (
+	"slices"
+	"sync"
+	"time"
+)
 
 const (
 	// holeAge is how long a missing id is looked for: a transaction still open after that is left to the sweep.
@@ -22,6 +26,7 @@ const (
 type floor struct {
 	after    int64 // scans start above this id
 	holes    []hole
+	ahead    map[int64]struct{} // above it, and gone
 	probedAt time.Time
 }
 
@@ -59,14 +64,58 @@ func (f *floor) saw(ids []int64, now time.Time) {
 		}
 		if f.after > 0 { // below the first id ever seen nothing is known, and a sweep has looked
 			for missing := max(f.after+1, id-maxHoles); missing < id; missing++ {
-				f.holes = append(f.holes, hole{missing, now})
+				if _, gone := f.ahead[missing]; !gone {
+					f.holes = append(f.holes, hole{missing, now})
+				}
 			}
 		}
 		f.after = id
 	}
+	for early := range f.ahead {
+		if early <= f.after {
+			delete(f.ahead, early)
+		}
+	}
 	if excess := len(f.holes) - maxHoles; excess > 0 {
 		f.holes = f.holes[excess:]
 	}
+}
+
+// passed takes note of the ids that the urgent lane has taken: nothing is missing there. Of those above the floor it remembers
+// no more than it would holes; the rest become holes.
+func (f *floor) passed(ids []int64) {
+	slices.Sort(ids)
+	f.fill(ids)
+	for _, id := range ids {
+		if id > f.after && len(f.ahead) < maxHoles {
+			if f.ahead == nil {
+				f.ahead = map[int64]struct{}{}
+			}
+			f.ahead[id] = struct{}{}
+		}
+	}
+}
+
+// early is the ids that the urgent lane has taken, on their way to the floor of the ordinary one.
+type early struct {
+	mu  sync.Mutex
+	ids []int64
+}
+
+func (e *early) add(ids []int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.ids) < maxHoles { // while the ordinary lane finds no room
+		e.ids = append(e.ids, ids...)
+	}
+}
+
+func (e *early) take() []int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := e.ids
+	e.ids = nil
+	return ids
 }
 
 // fill removes the holes that have been found. Both lists ascend.

@@ -36,7 +36,7 @@ func (m *matcher) checkRate(rt *rapid.T, t *testing.T) {
 		m.exec(rt, t, "UPDATE mailhook.subscription_health SET release_before = release_before - $1::interval, released_at = released_at - $1::interval", gap)
 		passed += gap
 		rows, err := m.q.Claim(t.Context(), db.ClaimParams{
-			FreeSlots: 500, MaxSteps: claimSteps, WorkerID: uuid.New(), LeaseID: uuid.New(), MaxOfEach: 1000, Limits: []byte("{}"), InFlight: []byte("{}"), MaxBytes: batchBytes,
+			FreeSlots: 500, MaxSteps: claimSteps, WorkerID: uuid.New(), LeaseID: uuid.New(), MaxOfEach: 1000, Limits: []byte("{}"), InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), MaxBytes: batchBytes,
 		})
 		if err != nil {
 			rt.Fatal(err)

@@ -19,21 +19,26 @@ type leases struct {
 	bySubscription map[uuid.UUID]*load
 	slowAndIdle    int // of these, without a slot: remembered for being slow
 	deliveries     int // with a slot
-	claimed        int // of these, by claim
+	claimed        int // of these, by ordinary claims
+	urgent         int // of these, by the urgent lane
 	unrecorded     int // without one any more
 	bytes          int64
-	batched        int           // deliveries that wait for a batch or travel in one: without a slot
-	batchedBytes   int64         // of event data, that of two deliveries of one event twice
-	batchedAt      time.Time     // one of them came or went
-	requests       int           // with batches, each with a slot
-	starved        bool          // a batch waits for a slot
-	unstarved      chan struct{} // there may be one
-	freed          chan struct{} // closed and replaced when something is given up
+	batched        int                    // deliveries that wait for a batch or travel in one: without a slot
+	batchedBytes   int64                  // of event data, that of two deliveries of one event twice
+	batchedAt      time.Time              // one of them came or went
+	requests       int                    // with batches, each with a slot
+	starved        bool                   // a batch waits for a slot
+	unstarved      chan struct{}          // there may be one
+	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
+	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
 
 func newLeases() *leases {
-	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, freed: make(chan struct{}), unstarved: make(chan struct{}, 1)}
+	return &leases{
+		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{},
+		freed: make(chan struct{}), unstarved: make(chan struct{}, 1),
+	}
 }
 
 // expect makes a fresh lease id and remembers it before the database can know it.
@@ -72,6 +77,8 @@ func (l *leases) count(d *delivery, by int) {
 		l.batchedAt = time.Now()
 		l.batchedBytes += int64(by) * d.event.size()
 		return
+	case d.urgent:
+		l.urgent += by
 	case d.claimed:
 		l.claimed += by
 	}
@@ -134,7 +141,7 @@ func (l *leases) returned(batch []returned) {
 
 func (l *leases) free(d *delivery) {
 	l.count(d, -1)
-	l.leave(d.subscriptionID)
+	l.leave(d)
 	l.feed()
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
@@ -163,32 +170,61 @@ func (l *leases) held() int {
 
 // A room is what may still come in.
 type room struct {
-	dispatch, claim int   // deliveries
-	batched         int   // deliveries for batches
+	dispatch, claim int   // deliveries of the ordinary lane
+	batched         int   // deliveries for batches, of either lane
 	anyBatched      bool  // there were some lately
-	bytes           int64 // of event data
+	bytes           int64 // of event data, for it
+	urgent          int   // deliveries by a dispatch of the urgent lane, which runs beside those
+	urgentClaim     int
+	urgentBytes     int64
 	more            <-chan struct{}
 }
 
+// urgentPart is what is kept for the urgent lane of the slots and of the memory: an eighth.
+const urgentPart = 8
+
 // room is what may still come in, and a channel that closes when there is more. Neither dispatch nor claim may take the
 // last quarter of the slots from the other: endpoints that are slow with what is new leave room for retries, and those
-// that are slow with retries for what is new.
+// that are slow with retries for what is new. Neither may take what is kept for the urgent lane.
 func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	free, share := maxDeliveries-l.deliveries-l.requests, maxDeliveries-maxDeliveries/4
+	kept := keptForUrgent(maxDeliveries)
+	ordinary, share := l.deliveries-l.urgent, maxDeliveries-maxDeliveries/4
+	free := maxDeliveries - ordinary - l.requests - max(l.urgent, kept)
 	if l.starved {
 		free -= max(1, maxDeliveries/8) // what becomes free next is for batches
 	}
 	r := room{
-		dispatch: min(free, share-(l.deliveries-l.claimed)), claim: min(free, share-l.claimed),
-		bytes: maxBytes - l.bytes, more: l.freed,
+		dispatch: min(free, share-(ordinary-l.claimed)), claim: min(free, share-l.claimed), bytes: maxBytes - maxBytes/urgentPart - l.bytes,
+		urgent: min(maxDeliveries-ordinary-l.requests, kept) - l.urgent, urgentClaim: maxDeliveries - l.deliveries - l.requests, urgentBytes: maxBytes - l.bytes,
+		more: l.freed,
 	}
 	r.anyBatched = time.Since(l.batchedAt) < time.Minute
 	if l.batchedBytes < maxBytes/2 {
 		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched)
 	}
 	return r
+}
+
+// keptForUrgent is how many slots are kept for the urgent lane.
+func keptForUrgent(maxDeliveries int) int {
+	if maxDeliveries <= 1 {
+		return 0
+	}
+	return max(1, maxDeliveries/urgentPart)
+}
+
+// crowd takes note of the subscriptions where urgent deliveries wait for room.
+func (l *leases) crowd(ids []uuid.UUID, anew bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if anew {
+		clear(l.crowded)
+	}
+	for _, id := range ids {
+		l.crowded[id] = struct{}{}
+	}
 }
 
 // forgotten filters the leases that are not remembered.

@@ -188,7 +188,15 @@ func (l *life) room(w *lifeWorker, s *lifeSubscription, began time.Time) (least,
 		others = l.leasedBy(l.other(w).id, s)
 	}
 	mine, n := l.leasedBy(w.id, s), s.ofEach()
-	return max(0, min(low/2*n, low*n-others)-mine), max(0, min((high+1)/2*n, high*n-others)-mine)
+	return max(0, ordinaryPart(min(low/2*n, low*n-others))-mine), max(0, ordinaryPart(min((high+1)/2*n, high*n-others))-mine)
+}
+
+// ordinaryPart is what the ordinary lane may have of a share that is less than 16: one of it is kept for the urgent lane.
+func ordinaryPart(share int) int {
+	if share > 1 {
+		return share - 1
+	}
+	return share
 }
 
 func (l *life) other(w *lifeWorker) *lifeWorker {
@@ -242,7 +250,7 @@ func (l *life) dispatch() {
 	freeBatched := rapid.IntRange(0, 12).Draw(l.rt, "free slots for batches")
 	inFlight := l.inFlight(w)
 	taken, err := l.q.Dispatch(l.t.Context(), db.DispatchParams{
-		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(freeBatched), IsNew: w.isNew, InFlight: inFlight, Limits: []byte("{}"), IDPrefix: idPrefix(),
+		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(freeBatched), IsNew: w.isNew, InFlight: inFlight, UrgentInFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix(),
 	})
 	l.ok(err)
 	if want := min(rows, len(l.outbox)); len(taken) != want {
@@ -369,7 +377,7 @@ func (l *life) claim() {
 	free, each := rapid.IntRange(0, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 6).Draw(l.rt, "of each")
 	freeBatched := rapid.IntRange(0, 12).Draw(l.rt, "free slots for batches")
 	rows, err := l.q.Claim(l.t.Context(), db.ClaimParams{
-		FreeSlots: int32(free), FreeBatched: int32(freeBatched), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), LeaseID: lease, MaxBytes: batchBytes,
+		FreeSlots: int32(free), FreeBatched: int32(freeBatched), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), UrgentInFlight: []byte("{}"), LeaseID: lease, MaxBytes: batchBytes,
 	})
 	l.ok(err)
 	claimed := map[*lifeSubscription][]*lifeDelivery{}
@@ -948,7 +956,7 @@ func (l *life) isUnfinished(s *lifeSubscription, e lifeEvent) bool {
 
 func (l *life) startReplay(s *lifeSubscription, source string) uuid.UUID {
 	r, err := l.q.CreateReplay(l.t.Context(), db.CreateReplayParams{
-		SubscriptionID: s.id, AccountID: "default", Since: l.now().Add(-time.Hour), Until: l.now().Add(time.Minute), Source: source, RatePerSecond: 1000,
+		SubscriptionID: s.id, AccountID: "default", Since: l.now().Add(-time.Hour), Until: l.now().Add(time.Minute), Source: source, RatePerSecond: 1000, State: "running",
 	})
 	l.ok(err)
 	l.do("UPDATE mailhook.replays SET advanced_at = now() - interval '1 second' WHERE id = $1", r.ID)

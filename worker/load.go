@@ -23,6 +23,7 @@ const (
 // A load is what one subscription has under way in this process.
 type load struct {
 	slots     int // deliveries, those that wait for a batch too
+	urgent    int // of these, by the urgent lane
 	isBatched bool
 	requests  int           // with batches
 	movedAt   time.Time     // the last request ended, or the first one began
@@ -56,14 +57,20 @@ func (l *leases) take(d *delivery) {
 	}
 	s.isBatched = d.isBatched()
 	s.slots++
+	if d.urgent {
+		s.urgent++
+	}
 }
 
 // leave takes a delivery off; l.mu is held. A subscription without any is forgotten, unless its last request was slow: all
 // of them may have timed out in one moment.
-func (l *leases) leave(id uuid.UUID) {
-	s := l.bySubscription[id]
+func (l *leases) leave(d *delivery) {
+	s := l.bySubscription[d.subscriptionID]
+	if d.urgent {
+		s.urgent--
+	}
 	s.slots--
-	l.rest(id, s)
+	l.rest(d.subscriptionID, s)
 }
 
 func (l *leases) rest(id uuid.UUID, s *load) {
@@ -96,7 +103,7 @@ func (l *leases) begin(id uuid.UUID, most, maxInFlight int) turn {
 	switch {
 	case s == nil || s.requests >= most:
 		return busy
-	case l.requests >= max(1, maxInFlight/2) || l.deliveries+l.requests >= maxInFlight:
+	case l.requests >= max(1, maxInFlight/2) || l.requests+l.deliveries-l.urgent+max(l.urgent, keptForUrgent(maxInFlight)) >= maxInFlight:
 		l.starved = true
 		return full
 	case s.isSlow(now):
@@ -152,18 +159,20 @@ func (l *leases) feed() {
 
 // What dispatch and claim must know of the subscriptions here: JSON objects of subscription id to number.
 type loads struct {
-	inFlight []byte
+	inFlight []byte // by the ordinary lane
+	urgent   []byte // by the urgent one
 	limits   []byte // of slow ones: the slots that they may have
 }
 
 // load answers how many deliveries each subscription has here, and the most that slow ones may have: all of those together
 // half of what there is room for, in equal parts, so that others find room however many endpoints are slow or dead. While
-// they have that half, none of them gets more. Those with batches have a room of their own.
-func (l *leases) load(maxDeliveries int) loads {
+// they have that half, none of them gets more. Those with batches have a room of their own. An ordinary dispatch or claim
+// gives way: nothing for subscriptions where urgent deliveries wait for room.
+func (l *leases) load(maxDeliveries int, givesWay bool) loads {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	var inFlight object
+	var inFlight, urgent, limits object
 	single, batched := slowOnes{byID: map[uuid.UUID]int{}}, slowOnes{byID: map[uuid.UUID]int{}}
 	for id, s := range l.bySubscription {
 		if s.slots == 0 && s.requests == 0 && now.Sub(s.movedAt) > slowMemory {
@@ -173,7 +182,10 @@ func (l *leases) load(maxDeliveries int) loads {
 		}
 		// Of those with batches only what is worth telling: there may be twenty times as many, and requests are bounded here.
 		if s.slots >= leastTold || s.slots > 0 && !s.isBatched {
-			inFlight.add(id, s.slots)
+			inFlight.add(id, s.slots-s.urgent)
+			if s.urgent > 0 {
+				urgent.add(id, s.urgent)
+			}
 		}
 		if s.isSlow(now) && s.isBatched {
 			batched.add(id, s)
@@ -181,10 +193,16 @@ func (l *leases) load(maxDeliveries int) loads {
 			single.add(id, s)
 		}
 	}
-	var limits object
-	single.limit(&limits, maxDeliveries)
-	batched.limit(&limits, batchedOfEachSlot*maxDeliveries)
-	return loads{inFlight.close(), limits.close()}
+	crowded := l.crowded
+	if !givesWay {
+		crowded = nil
+	}
+	single.limit(&limits, maxDeliveries, crowded)
+	batched.limit(&limits, batchedOfEachSlot*maxDeliveries, crowded)
+	for id := range crowded {
+		limits.add(id, 0)
+	}
+	return loads{inFlight.close(), urgent.close(), limits.close()}
 }
 
 // slowOnes are the slow subscriptions of one kind, and how many deliveries each has.
@@ -199,9 +217,13 @@ func (o *slowOnes) add(id uuid.UUID, s *load) {
 	o.busy += min(s.slots, 1)
 }
 
-func (o *slowOnes) limit(limits *object, most int) {
+// limit adds the part of each, but of those that get none at all.
+func (o *slowOnes) limit(limits *object, most int, without map[uuid.UUID]struct{}) {
 	half := max(1, most/2)
 	for id, n := range o.byID {
+		if _, ok := without[id]; ok {
+			continue
+		}
 		part := max(1, half/(o.busy+1-min(n, 1))) // divided by those with slots, and the one that asks
 		if o.slots >= half {
 			part = min(part, n)

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -99,127 +100,6 @@ func rowsOf[T any](rt *rapid.T, t *testing.T, b *bundle, to pgx.RowToFunc[T], sq
 	return values
 }
 
-// chance is true once in n times. Small numbers come too often for a comparison with one of a small range.
-func chance(rt *rapid.T, label string, n int) bool {
-	return rapid.IntRange(0, 1<<16).Draw(rt, label)%n == n-1
-}
-
-func text(s string) *string { return &s }
-
-// anyOf is one of these values, NULL or ”.
-func anyOf(values ...string) *rapid.Generator[*string] {
-	return rapid.Custom(func(rt *rapid.T) *string {
-		switch n := rapid.IntRange(-2, 2*len(values)-1).Draw(rt, "value"); n {
-		case -2:
-			return nil
-		case -1:
-			return text("")
-		default:
-			return text(values[n/2])
-		}
-	})
-}
-
-// rarely is a value of the second generator once in a while, else of the first.
-func rarely[T any](mostly, sometimes *rapid.Generator[T]) *rapid.Generator[T] {
-	return rapid.Custom(func(rt *rapid.T) T {
-		if chance(rt, "rarely", 60) {
-			return sometimes.Draw(rt, "odd")
-		}
-		return mostly.Draw(rt, "usual")
-	})
-}
-
-var (
-	accountNames = []string{"default", "a", "A"}
-	domainNames  = []string{"mail.example.com", "Mail.Example.COM", "other.example", "OTHER.example", "mail.example.co"}
-	nodeNames    = []string{"smtp1", "SMTP1", "smtp2"}
-	bridgeNames  = []string{"cred-7", "Cred-7", "cred-8"}
-	namedNodes   = []string{
-		"email", "*", "email.bounced", "email.bounced.hard", "email.bounced.soft", "email.opened", "email.opened.newsletter", "email.clicked",
-		"email.clicked.transactional", "email.bounce", "emails", "form", "form.submitted", "shop.order.paid", "shop.order", "shop", "subscription", "subscription.failing", "subscriptions",
-	}
-	writtenTypes = []string{
-		"email.sent", "email.bounced", "email.bounced.hard", "email.bounced.soft.greylisted", "email.opened", "email.clicked", "email.opened.newsletter", "email",
-		"emails", "email_sent", "form.submitted", "shop.order", "shop.order.paid", "shop.order.paid.late", "shop.orders", "subscription.failing", "subscription.failing.again", "subscriptions.due", "x9_",
-		strings.Repeat("a", 98) + ".b",
-	}
-	badTypes = []string{"", ".", "email.", ".email", "email..sent", "Email.sent", "email.Sent", "9email", "email.9", "_x", "email sent", "email.sent\n", "émail", "*", strings.Repeat("a", 99) + ".b"}
-	// What is written in one group is one address.
-	addresses = []ipSpelling{
-		{text("203.0.113.9"), "A", false}, {text("203.0.113.9/32"), "A", false}, {text("203.0.113.9/24"), "A", false},
-		{text("203.0.113.10"), "B", false},
-		{text("2001:db8::1"), "C", false}, {text("2001:DB8:0:0::0001"), "C", false}, {text("2001:db8::1/64"), "C", false}, {text("2001:db8::0.0.0.1"), "C", false},
-		{text("2001:db8::1:0"), "D", false},
-		{text("::ffff:203.0.113.9"), "E", false}, {text("::FFFF:CB00:7109"), "E", false},
-	}
-	badAddresses = []ipSpelling{{text("203.0.113.256"), "", true}, {text("localhost"), "", true}, {text("2001:db8::1%eth0"), "", true}, {text("203.0.113.9/33"), "", true}}
-	plainData    = []dataSpelling{
-		{}, {text: text("null")}, {text: text("{}")}, {text: text(`{"list_id": "7"}`)},
-		{text: text(`{"bounce_type": "hard"}`), bounceType: "hard"}, {text: text(`{"a": 1, "bounce_type": "soft", "message_class": "newsletter"}`), bounceType: "soft", messageClass: "newsletter"},
-		{text: text(`{"bounce_type": "Hard", "message_class": null}`)}, {text: text(`{"bounce_type": ["hard"]}`)}, {text: text(`{"meta_data": {"bounce_type": "hard"}}`)},
-		{text: text(`{"message_class": "transactional"}`), messageClass: "transactional"}, {text: text(`{"message_class": "marketing"}`), messageClass: "marketing"},
-		// As they stand they look like what cannot be read back, and can.
-		{text: text(`{"x": "\\u0000"}`)}, {text: text(`{"x": "1e99999"}`)}, {text: text(`{"x": 1e-1000}`)},
-		{text: text(`{"x":"` + strings.Repeat("x", 262144-8) + `"}`)},
-	}
-	badData = []dataSpelling{
-		{text: text("[1]"), refused: true}, {text: text(`"text"`), refused: true}, {text: text("5"), refused: true}, {text: text("true"), refused: true},
-		{text: text(`{"x": "\u0000"}`), refused: true}, {text: text(`{"x": 1e999999}`), refused: true},
-		{text: text(`{"x":"` + strings.Repeat("x", 262144-7) + `"}`), refused: true},
-	}
-	longest = []*string{text(strings.Repeat("é", 500)), text(strings.Repeat("x", 1000))}
-	tooLong = []*string{text(strings.Repeat("é", 501)), text(strings.Repeat("x", 1001))}
-)
-
-func (m *matcher) anyEvent(rt *rapid.T) wroteEvent {
-	lengths := rapid.SampledFrom(append(slices.Clone(longest), tooLong...))
-	dataOf := rapid.SampledFrom(plainData)
-	e := wroteEvent{
-		account:   anyOf(accountNames...).Draw(rt, "account"),
-		eventType: rarely(rapid.SampledFrom(writtenTypes), rapid.SampledFrom(badTypes)).Draw(rt, "type"),
-		recipient: rarely(anyOf("r@example.com"), lengths).Draw(rt, "recipient"),
-		domain:    rarely(anyOf(domainNames...), lengths).Draw(rt, "domain"),
-		node:      rarely(anyOf(nodeNames...), lengths).Draw(rt, "node"),
-		bridge:    rarely(anyOf(bridgeNames...), lengths).Draw(rt, "bridge"),
-		ip:        rarely(rapid.SampledFrom(append([]ipSpelling{{}, {text: text("")}}, addresses...)), rapid.SampledFrom(badAddresses)).Draw(rt, "ip"),
-		dedupeKey: rarely(rapid.SampledFrom([]*string{nil, nil, nil, text(""), text("k1"), text("k2"), text("K1")}), lengths).Draw(rt, "dedupe key"),
-		data:      rarely(dataOf, rapid.SampledFrom(badData)).Draw(rt, "data"),
-		occurredAt: rarely(rapid.SampledFrom([]*string{nil, text("2024-01-15 10:30:00+00")}),
-			rapid.SampledFrom([]*string{text("0044-03-15 12:00:00+00 BC"), text("10000-01-01 00:00:00+00"), text("infinity"), text("-infinity")})).Draw(rt, "occurred at"),
-	}
-	if strings.HasPrefix(e.eventType, "subscription.") || chance(rt, "about", 12) {
-		about := rapid.SampledFrom(m.subscriptions).Draw(rt, "about whom").id
-		e.data = dataSpelling{subscriptionID: "sub_" + strings.ReplaceAll(about, "-", "")}
-		e.data.text = text(`{"subscription_id": "` + e.data.subscriptionID + `"}`)
-	}
-	if minutes := rapid.IntRange(-20, 21).Draw(rt, "inserted at"); minutes <= 20 {
-		at := m.base.Add(time.Duration(minutes) * time.Minute)
-		e.insertedAt = &at
-	}
-	return e
-}
-
-func ipTexts(ips []ipSpelling) []string {
-	texts := []string{}
-	for _, ip := range ips {
-		texts = append(texts, *ip.text)
-	}
-	return texts
-}
-
-func someOf(rt *rapid.T, label string, values []string) []string {
-	return rapid.SliceOfN(rapid.SampledFrom(values), 1, 4).Draw(rt, label)
-}
-
-// anyFilter is mostly none, so that events pass all four often enough.
-func anyFilter(rt *rapid.T, label string, values []string) []string {
-	if !chance(rt, label+" set", 4) {
-		return []string{}
-	}
-	return someOf(rt, label, values)
-}
-
 // subscribeAny makes a subscription, and then changes it to something else at times, as an account does.
 func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 	id := uuid.Must(uuid.NewV7())
@@ -233,22 +113,23 @@ func (m *matcher) subscribeAny(rt *rapid.T, t *testing.T) wantedSubscription {
 	if chance(rt, "ips set", 5) {
 		s.ips = rapid.SliceOfN(rapid.SampledFrom(addresses), 1, 3).Draw(rt, "ips")
 	}
+	s.conditions = anyConditions(rt)
 	row, err := m.q.CreateSubscription(t.Context(), db.CreateSubscriptionParams{
 		ID: id, AccountID: s.account, Status: "active", ChannelType: "web", URL: "https://example.com/", HeaderNames: []string{}, EventTypes: s.types,
 		FilterSendingDomain: s.domains, FilterSendingNode: s.nodes, FilterBridge: s.bridges, FilterDedicatedIp: ipTexts(s.ips), Format: "standard",
 		RetrySchedule: []time.Duration{time.Minute}, Timeout: 15 * time.Second, MaxInFlight: 1,
-		SuccessRule: "2xx", Ordering: "none", ChannelSettings: []byte("{}"), FilterConditions: []byte("[]"),
+		SuccessRule: "2xx", Ordering: "none", ChannelSettings: []byte("{}"), FilterConditions: conditionsJSON(s.conditions),
 	})
 	if err != nil {
 		rt.Fatal(err)
 	}
 	if rapid.Bool().Draw(rt, "changed") {
-		s.types, s.domains = someOf(rt, "new types", namedNodes), anyFilter(rt, "new domains", domainNames)
+		s.types, s.domains, s.conditions = someOf(rt, "new types", namedNodes), anyFilter(rt, "new domains", domainNames), anyConditions(rt)
 		if _, err := m.q.UpdateSubscription(t.Context(), db.UpdateSubscriptionParams{
 			ID: id, ChannelType: row.ChannelType, URL: row.URL, HeaderNames: []string{}, EventTypes: s.types, FilterSendingDomain: s.domains,
 			FilterSendingNode: row.FilterSendingNode, FilterBridge: row.FilterBridge, FilterDedicatedIp: row.FilterDedicatedIp, Format: row.Format,
 			RetrySchedule: row.RetrySchedule, Timeout: row.Timeout, MaxInFlight: row.MaxInFlight, SuccessRule: row.SuccessRule, Ordering: row.Ordering,
-			ChannelSettings: row.ChannelSettings, FilterConditions: row.FilterConditions,
+			ChannelSettings: row.ChannelSettings, FilterConditions: conditionsJSON(s.conditions),
 		}); err != nil {
 			rt.Fatal(err)
 		}
@@ -278,9 +159,9 @@ func (m *matcher) write(rt *rapid.T, t *testing.T, events []wroteEvent) []wroteE
 	batch := &pgx.Batch{}
 	for i := range events {
 		e := &events[i]
-		batch.Queue(`INSERT INTO mailhook.outbox (inserted_at, account_id, event_type, occurred_at, recipient, sending_domain, sending_node, bridge, dedicated_ip, dedupe_key, data)
-			VALUES ($1, $2, $3, $4::text::timestamptz, $5, $6, $7, $8, $9, $10, $11::text::json) RETURNING id`,
-			e.insertedAt, e.account, e.eventType, e.occurredAt, e.recipient, e.domain, e.node, e.bridge, e.ip.text, e.dedupeKey, e.data.text,
+		batch.Queue(`INSERT INTO mailhook.outbox (inserted_at, account_id, event_type, occurred_at, recipient, sending_domain, sending_node, bridge, dedicated_ip, dedupe_key, data, campaign_id)
+			VALUES ($1, $2, $3, $4::text::timestamptz, $5, $6, $7, $8, $9, $10, $11::text::json, $12) RETURNING id`,
+			e.insertedAt, e.account, e.eventType, e.occurredAt, e.recipient, e.domain, e.node, e.bridge, e.ip.text, e.dedupeKey, e.data.text, e.campaign,
 		).QueryRow(func(row pgx.Row) error { return row.Scan(&e.id) })
 	}
 	if err := m.Pool.SendBatch(t.Context(), batch).Close(); err != nil {
@@ -418,17 +299,21 @@ func (m *matcher) same(rt *rapid.T, what string, got, want []pair) {
 // checkExplained: each condition of each pair, as the API explains it.
 func (m *matcher) checkExplained(rt *rapid.T, t *testing.T) {
 	for id, e := range m.events {
+		logged, err := m.q.GetEvent(t.Context(), db.GetEventParams{InsertedAt: m.insertedAt[id], ID: id})
+		if err != nil {
+			rt.Fatal(err)
+		}
 		for _, s := range m.subscriptions {
-			row, err := m.q.ExplainMatch(t.Context(), db.ExplainMatchParams{SubscriptionID: uuid.MustParse(s.id), InsertedAt: m.insertedAt[id], ID: id})
+			row, err := m.q.ExplainMatch(t.Context(), logged.Explain(uuid.MustParse(s.id)))
 			if err != nil {
 				rt.Fatal(err)
 			}
 			got := verdict{
 				account: row.AccountPassed, created: row.CreatedBeforePassed, status: row.StatusPassed, eventType: row.EventTypePassed, domain: row.SendingDomainPassed,
-				node: row.SendingNodePassed, bridge: row.BridgePassed, ip: row.DedicatedIpPassed, aboutItself: row.IsAboutItself,
+				node: row.SendingNodePassed, bridge: row.BridgePassed, ip: row.DedicatedIpPassed, conditions: !bytes.Contains(row.Conditions, []byte(`"passed": false`)), aboutItself: row.IsAboutItself,
 			}
-			if want := e.judge(s, time.Now()); got != want || row.IsDuplicate != (m.duplicateOf[id] != nil) {
-				rt.Fatalf("explained as %+v, duplicate %v; want %+v\nevent %#v\nsubscription %+v", got, row.IsDuplicate, want, e, s)
+			if want := e.judge(s, time.Now()); got != want {
+				rt.Fatalf("explained as %+v; want %+v\nevent %#v\nsubscription %+v\nconditions %s", got, want, e, s, row.Conditions)
 			}
 		}
 	}
@@ -453,11 +338,7 @@ func (m *matcher) checkReplays(rt *rapid.T, t *testing.T) {
 				!slices.Contains(unfinished, pair{e.id, s.id, e.leafType()})
 		})
 		since, until := m.base.Add(-time.Hour), time.Now().Add(time.Minute)
-		n, err := m.q.CountEventsToReplay(t.Context(), db.CountEventsToReplayParams{SubscriptionID: uuid.MustParse(s.id), Since: since, Until: until, EventTypes: narrowed})
-		if err != nil {
-			rt.Fatal(err)
-		}
-		if int(n) != len(again) {
+		if n := m.countReplay(rt, t, s, since, until, narrowed); n != len(again) {
 			rt.Fatalf("a replay would take %d events, want %d: %v\nsubscription %+v", n, len(again), again, s)
 		}
 		if s.status == "inactive" {
@@ -468,11 +349,28 @@ func (m *matcher) checkReplays(rt *rapid.T, t *testing.T) {
 	}
 }
 
+// countReplay counts in slices of any size.
+func (m *matcher) countReplay(rt *rapid.T, t *testing.T, s wantedSubscription, since, until time.Time, types []string) (n int) {
+	slice := db.ScanReplayParams{
+		SubscriptionID: uuid.MustParse(s.id), Since: since, Until: until, EventTypes: types, BeforeAt: until, MaxRows: int32(rapid.IntRange(1, 60).Draw(rt, "slice")),
+	}
+	for {
+		row, err := m.q.ScanReplay(t.Context(), slice)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		n, slice.BeforeAt, slice.BeforeID = n+int(row.Matched), row.BeforeAt, row.BeforeID
+		if row.Scanned < int64(slice.MaxRows) {
+			return n
+		}
+	}
+}
+
 // replayAll runs a replay to its end, in steps that are bounded by what is read, by the rate, or by both.
 func (m *matcher) replayAll(rt *rapid.T, t *testing.T, s wantedSubscription, since, until time.Time, types []string) {
 	rate, scan := rapid.IntRange(1, 30).Draw(rt, "rate"), rapid.IntRange(1, 30).Draw(rt, "scan")
 	replay, err := m.q.CreateReplay(t.Context(), db.CreateReplayParams{
-		SubscriptionID: uuid.MustParse(s.id), AccountID: s.account, Since: since, Until: until, EventTypes: types, Source: "all", RatePerSecond: float64(rate), Matched: 0,
+		SubscriptionID: uuid.MustParse(s.id), AccountID: s.account, Since: since, Until: until, EventTypes: types, Source: "all", RatePerSecond: float64(rate), State: "running",
 	})
 	if err != nil {
 		rt.Fatal(err)

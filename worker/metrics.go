@@ -17,11 +17,13 @@ type metrics struct {
 	attemptSeconds    prometheus.Histogram
 	batchEvents       prometheus.Histogram
 	deliveriesEnded   *prometheus.CounterVec
+	permanentFailures prometheus.Counter
 	dispatchSeconds   prometheus.Histogram
 	claimSeconds      prometheus.Histogram
 	recordSeconds     prometheus.Histogram
 	eventsDispatched  prometheus.Counter
 	eventsDuplicate   prometheus.Counter
+	eventsUrgent      prometheus.Counter
 	eventsQuarantined prometheus.Counter
 	notifications     prometheus.Counter
 	arms              prometheus.Counter
@@ -48,11 +50,13 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 		Help: "Events of a request to a subscription with batches.", Buckets: []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}}))
 	m.deliveriesEnded = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "deliveries_total",
 		Help: "Deliveries that ended with a recorded attempt, by how: delivered, exhausted, cancelled."}, []string{"ended_as"}))
+	m.permanentFailures = counter("deliveries_permanent_total", "Deliveries that ended as exhausted at once, because what the channel sends to will never take them.")
 	m.dispatchSeconds = seconds("dispatch_seconds", "Duration of a dispatch that found rows.")
 	m.claimSeconds = seconds("claim_seconds", "Duration of a claim.")
 	m.recordSeconds = seconds("record_seconds", "Duration of recording a batch of outcomes.")
 	m.eventsDispatched = counter("events_dispatched_total", "Events taken from the outbox and logged.")
 	m.eventsDuplicate = counter("events_duplicate_total", "Dispatched events whose dedupe_key had been seen within the window.")
+	m.eventsUrgent = counter("urgent_events_total", "Events that the urgent lane took ahead of others.")
 	m.eventsQuarantined = counter("events_quarantined_total", "Events that could not be dispatched.")
 	m.notifications = counter("notifications_total", "Notifications received from hosts' transactions.")
 	m.arms = counter("arms_total", "Times that the trigger on outbox was asked to notify.")
@@ -99,6 +103,7 @@ func (m *metrics) ended(rows []db.RecordRow) (recorded int) {
 		if row.EndedAs != "" {
 			m.deliveriesEnded.WithLabelValues(row.EndedAs).Add(float64(row.Deliveries))
 		}
+		m.permanentFailures.Add(float64(row.Permanent))
 	}
 	return recorded
 }

@@ -1,7 +1,11 @@
 package worker
 
 import (
+	"encoding/json"
 	"fmt"
+	"math/big"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -16,6 +20,7 @@ type wroteEvent struct {
 	eventType  string
 	occurredAt *string
 	recipient  *string
+	campaign   *string
 	domain     *string
 	node       *string
 	bridge     *string
@@ -38,6 +43,15 @@ type dataSpelling struct {
 	messageClass   string
 	subscriptionID string
 	refused        bool
+	unreadable     bool // by filters: dispatched, and as good as empty to them
+}
+
+// A wantedCondition is one of filter_conditions: any of the values at a field or path is one of these, or begins so.
+type wantedCondition struct {
+	Field  string   `json:"field,omitempty"`
+	Path   []string `json:"path,omitempty"`
+	Any    []string `json:"any,omitempty"`
+	Prefix []string `json:"prefix,omitempty"`
 }
 
 // A wantedSubscription is one as it stands when events are dispatched.
@@ -52,6 +66,8 @@ type wantedSubscription struct {
 	nodes     []string
 	bridges   []string
 	ips       []ipSpelling
+
+	conditions []wantedCondition
 }
 
 // GoString is how a failing check shows an event.
@@ -60,8 +76,8 @@ func (e wroteEvent) GoString() string {
 	if e.insertedAt != nil {
 		at = e.insertedAt.Format(time.RFC3339)
 	}
-	return fmt.Sprintf("{%d at %s account %s type %q occurred %s recipient %s domain %s node %s bridge %s ip %s key %s data %s}", e.id, at, valueOf(e.account),
-		e.eventType, valueOf(e.occurredAt), valueOf(e.recipient), valueOf(e.domain), valueOf(e.node), valueOf(e.bridge), valueOf(e.ip.text), valueOf(e.dedupeKey), valueOf(e.data.text))
+	return fmt.Sprintf("{%d at %s account %s type %q occurred %s recipient %s campaign %s domain %s node %s bridge %s ip %s key %s data %s}", e.id, at, valueOf(e.account),
+		e.eventType, valueOf(e.occurredAt), valueOf(e.recipient), valueOf(e.campaign), valueOf(e.domain), valueOf(e.node), valueOf(e.bridge), valueOf(e.ip.text), valueOf(e.dedupeKey), valueOf(e.data.text))
 }
 
 // valueOf is a value as a failing check shows it.
@@ -117,12 +133,13 @@ func isTypeName(s string) bool {
 
 // refused: it goes to quarantine.
 func (e wroteEvent) refused() bool {
-	for _, s := range []*string{e.account, e.recipient, e.domain, e.node, e.bridge, e.dedupeKey} {
+	for _, s := range []*string{e.account, e.recipient, e.campaign, e.domain, e.node, e.bridge, e.dedupeKey} {
 		if s != nil && len(*s) > 1000 {
 			return true
 		}
 	}
-	return !isTypeName(e.eventType) || e.ip.refused || e.data.refused ||
+	readsData := e.eventType == "email.bounced" || e.eventType == "email.opened" || e.eventType == "email.clicked"
+	return !isTypeName(e.eventType) || e.ip.refused || e.data.refused || e.data.unreadable && readsData ||
 		e.occurredAt != nil && !strings.HasPrefix(*e.occurredAt, "2024-")
 }
 
@@ -145,7 +162,7 @@ func namesAny(nodes []string, eventType string) bool {
 
 // A verdict holds an event against a subscription, condition by condition.
 type verdict struct {
-	account, created, status, eventType, domain, node, bridge, ip, aboutItself bool
+	account, created, status, eventType, domain, node, bridge, ip, conditions, aboutItself bool
 }
 
 // judge: dispatchedAt stands for the inserted_at of an event without one.
@@ -163,7 +180,11 @@ func (e wroteEvent) judge(s wantedSubscription, dispatchedAt time.Time) verdict 
 		node:        passes(s.nodes, e.node, strings.Clone),
 		bridge:      passes(s.bridges, e.bridge, strings.Clone),
 		ip:          len(s.ips) == 0,
+		conditions:  true,
 		aboutItself: strings.HasPrefix(e.leafType(), "subscription.") && e.data.subscriptionID == "sub_"+strings.ReplaceAll(s.id, "-", ""),
+	}
+	for _, c := range s.conditions {
+		v.conditions = v.conditions && c.holds(e.fields())
 	}
 	for _, ip := range s.ips {
 		v.ip = v.ip || e.ip.address != "" && ip.address == e.ip.address
@@ -183,7 +204,7 @@ func passes(filter []string, value *string, fold func(string) string) bool {
 
 // today: what a replay asks, who takes the events from before the subscription as well.
 func (v verdict) today() bool {
-	return v.account && v.eventType && v.domain && v.node && v.bridge && v.ip && !v.aboutItself
+	return v.account && v.eventType && v.domain && v.node && v.bridge && v.ip && v.conditions && !v.aboutItself
 }
 
 func (v verdict) atDispatch() bool { return v.today() && v.created && v.status }
@@ -212,4 +233,96 @@ func (d *dedupe) expire() { d.winners = map[[2]string]wroteEvent{} }
 // publicEventID is evt_, then inserted_at in microseconds and the id, both of 16 hexadecimal digits, and the installation.
 func publicEventID(insertedAt time.Time, id int64, installation string) string {
 	return fmt.Sprintf("evt_%016x%016x%s", insertedAt.UnixMicro(), id, installation)
+}
+
+// fields are what filters see: data as receivers get it, and the domain of the recipient.
+func (e wroteEvent) fields() map[string]any {
+	fields := map[string]any{}
+	if !absent(e.data.text) && !e.data.unreadable && *e.data.text != "null" {
+		decoder := json.NewDecoder(strings.NewReader(*e.data.text))
+		decoder.UseNumber()
+		if err := decoder.Decode(&fields); err != nil {
+			panic(err)
+		}
+	}
+	for name, value := range map[string]*string{
+		"recipient": e.recipient, "campaign_id": e.campaign, "sending_domain": e.domain, "sending_node": e.node, "bridge": e.bridge, "dedicated_ip": e.ip.text,
+	} {
+		if !absent(value) {
+			fields[name] = *value
+		}
+	}
+	if !absent(e.recipient) && strings.Contains(*e.recipient, "@") {
+		fields["recipient_domain"] = strings.ToLower((*e.recipient)[strings.LastIndex(*e.recipient, "@")+1:])
+	}
+	for beginning, name := range map[string]string{"email.bounced.": "bounce_type", "email.opened.": "message_class", "email.clicked.": "message_class"} {
+		if leaf, ok := strings.CutPrefix(e.leafType(), beginning); ok && !strings.Contains(leaf, ".") {
+			fields[name] = leaf
+		}
+	}
+	return fields
+}
+
+func (c wantedCondition) holds(fields map[string]any) bool {
+	paths := [][]string{c.Path}
+	switch c.Field {
+	case "":
+	case "tag":
+		paths = [][]string{{"tag"}, {"tags"}, {"category"}}
+	case "list_id":
+		paths = [][]string{{"list_id"}, {"list_ids"}}
+	default:
+		paths = [][]string{{c.Field}}
+	}
+	for _, path := range paths {
+		for _, value := range reach([]any{fields}, path) {
+			if c.takes(value) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// reach follows a path, through arrays by each of their first 200 elements.
+func reach(values []any, path []string) []any {
+	if len(path) == 0 {
+		return values
+	}
+	var next []any
+	for _, value := range values {
+		object, _ := value.(map[string]any)
+		switch member := object[path[0]].(type) {
+		case nil:
+		case []any:
+			next = append(next, member[:min(len(member), 200)]...)
+		default:
+			next = append(next, member)
+		}
+	}
+	return reach(next, path[1:])
+}
+
+// takes: texts as they are, numbers and booleans as what is written like one.
+func (c wantedCondition) takes(value any) bool {
+	text, isText := value.(string)
+	for _, wanted := range c.Any {
+		switch value := value.(type) {
+		case string:
+			if wanted == value {
+				return true
+			}
+		case bool:
+			if wanted == strconv.FormatBool(value) {
+				return true
+			}
+		case json.Number:
+			a, ok := new(big.Rat).SetString(wanted)
+			b, isNumber := new(big.Rat).SetString(value.String())
+			if ok && isNumber && a.Cmp(b) == 0 && json.Valid([]byte(wanted)) { // "07" is no number
+				return true
+			}
+		}
+	}
+	return isText && slices.ContainsFunc(c.Prefix, func(p string) bool { return strings.HasPrefix(text, p) })
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"mailhook/db/egress"
+	"mailhook/db/format"
 )
 
 // The outcomes of an attempt: a closed list, the same words in SQL, API, metrics and docs.
@@ -49,6 +50,7 @@ type outcome struct {
 	startedAt  time.Time
 	duration   time.Duration
 	retryAfter time.Duration // 0: none asked for
+	permanent  bool          // by the format: it will never be taken, and no further attempt is made
 	excerpt    []byte
 
 	// Of one that failed in a batch: those with the same batchID are put off together, by the same jitter. Of the failures of
@@ -56,6 +58,24 @@ type outcome struct {
 	batchID   uuid.UUID
 	jitter    float64
 	uncounted bool
+}
+
+// answered says what a final answer means to a format; body is the beginning of it. Only formats of other channels than web know
+// permanent failures: what a third party's service refuses, nobody there repairs.
+func (o *outcome) answered(f format.Format, only200 bool, response *http.Response, body []byte) {
+	o.statusCode = response.StatusCode
+	o.word = statusOutcome(response.StatusCode, only200)
+	if o.delivered() {
+		if f.IsTaken != nil && !f.IsTaken(body) {
+			o.word = outcomeBadResponse
+		}
+		return
+	}
+	o.permanent = f.IsPermanent != nil && f.IsPermanent(response.StatusCode)
+	o.retryAfter = max(f.RetryAfter, retryAfter(response.Header, time.Now()))
+	if o.word == outcomeHTTP429 && f.ResetHeader != "" && response.Header.Get("Retry-After") == "" {
+		o.retryAfter = max(f.RetryAfter, resetAfter(response.Header, f.ResetHeader, time.Now()))
+	}
 }
 
 // delivered: 2xx, or 200 where the subscription says so, and nothing else. Everything else is retried on the schedule; people
@@ -149,6 +169,9 @@ func errorOutcome(err error, connected bool) string {
 	return outcomeBadResponse
 }
 
+// mostRetryAfter is beyond any schedule and its hour.
+const mostRetryAfter = 48 * time.Hour
+
 // retryAfter reads the header (RFC 9110, 10.2.3): seconds, or a date against the receiver's own Date where it gives
 // one. What is no such value asks for nothing; the statement bounds the rest.
 func retryAfter(header http.Header, now time.Time) time.Duration {
@@ -156,16 +179,28 @@ func retryAfter(header http.Header, now time.Time) time.Duration {
 	if value == "" {
 		return 0
 	}
-	const most = 48 * time.Hour // beyond any schedule and its hour
 	if seconds, err := strconv.ParseUint(value, 10, 32); err == nil {
-		return min(time.Duration(seconds)*time.Second, most)
+		return min(time.Duration(seconds)*time.Second, mostRetryAfter)
 	}
 	at, err := http.ParseTime(value)
 	if err != nil {
 		return 0
 	}
+	return until(at, header, now)
+}
+
+// resetAfter is how long until the time that a header names in Unix seconds; 0 where it names none.
+func resetAfter(header http.Header, name string, now time.Time) time.Duration {
+	seconds, err := strconv.ParseInt(strings.TrimSpace(header.Get(name)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return until(time.Unix(seconds, 0), header, now)
+}
+
+func until(at time.Time, header http.Header, now time.Time) time.Duration {
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		now = date
 	}
-	return min(max(0, at.Sub(now)), most)
+	return min(max(0, at.Sub(now)), mostRetryAfter)
 }

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
@@ -30,6 +31,14 @@ func (e *explainer) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 		return nil, err
 	}
 	return e.Pool.Query(ctx, "SELECT WHERE false")
+}
+
+// QueryRow explains as Query does, and answers no row.
+func (e *explainer) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if rows, err := e.Query(ctx, sql, args...); err == nil {
+		rows.Close()
+	}
+	return e.Pool.QueryRow(ctx, "SELECT WHERE false")
 }
 
 // A genericExplainer asks for the generic plan: that of a prepared statement.
@@ -103,7 +112,7 @@ func TestPlans(t *testing.T) {
 			inFlight := []byte(`{"00000000-0000-0000-0000-000000000001": 1}`)
 
 			if _, err := db.New(g).Dispatch(t.Context(), db.DispatchParams{
-				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, Limits: inFlight,
+				Holes: []int64{1, 2, 3}, AfterID: 10, MaxRows: 1000, MaxBytes: batchBytes, FreeSlots: 1000, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 			}); err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +146,7 @@ func TestPlans(t *testing.T) {
 			now := time.Now()
 			for _, since := range []*time.Time{&now, nil} {
 				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
-					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, Limits: inFlight,
+					Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
 				}); err != nil {
 					t.Fatal(err)
 				}
@@ -147,8 +156,31 @@ func TestPlans(t *testing.T) {
 					t.Errorf("a walk reads by time what is due of one subscription:\n%s", e.plan)
 				}
 			}
+			for _, since := range []*time.Time{&now, nil} {
+				if _, err := db.New(e).Claim(t.Context(), db.ClaimParams{
+					IsUrgent: true, Since: since, FreeSlots: 500, MaxSteps: claimSteps, MaxOfEach: claimOfEach, IsNew: true, InFlight: inFlight, UrgentInFlight: inFlight, Limits: inFlight,
+				}); err != nil {
+					t.Fatal(err)
+				}
+				forbid(t, "urgent claim", e.plan, "deliveries", "subscriptions", "accounts", "subscription_health", "events")
+				probes(t, "urgent claim", e.plan)
+				if strings.Contains(e.plan, "deliveries_next_attempt_at_idx") || strings.Contains(e.plan, "deliveries_subscription_id_next_attempt_at_idx") {
+					t.Errorf("an urgent claim reads past ordinary deliveries:\n%s", e.plan)
+				}
+			}
 			if strings.Contains(e.plan, "Sort Key: d.") || strings.Contains(e.plan, "Sort Key: deliveries") {
 				t.Errorf("the claim sorts deliveries:\n%s", e.plan)
+			}
+
+			if _, err := db.New(e).AdvanceEventReplay(t.Context(), db.AdvanceEventReplayParams{MaxScanned: replayScan}); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				t.Fatal(err)
+			}
+			if !strings.Contains(e.plan, "events_account_id_inserted_at") && !strings.Contains(e.plan, "account_id_inserted_at_id_idx") {
+				t.Errorf("the replay does not read by account:\n%s", e.plan)
+			}
+			forbid(t, "replay", e.plan, "events", "deliveries", "subscriptions", "dead_letters")
+			if regexp.MustCompile(`Sort Key: l(_\d+)?\.inserted_at`).MatchString(e.plan) && !strings.Contains(e.plan, "Merge Append") {
+				t.Errorf("the replay sorts what is left of an account's events:\n%s", e.plan)
 			}
 		})
 	}

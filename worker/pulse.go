@@ -54,6 +54,11 @@ func (s *pulseState) sending() bool {
 	return s.enabled
 }
 
+// mayLease says whether this worker may take deliveries: delivery is on, and it is well.
+func (w *Worker) mayLease() bool {
+	return w.state.sending() && w.state.alive(time.Now()) == nil
+}
+
 // crew is how many workers there are.
 func (s *pulseState) crew() int32 {
 	s.mu.Lock()

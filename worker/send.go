@@ -73,6 +73,7 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 	if err := w.cache.load(ctx, deliveries); err != nil {
 		w.complain(ctx, "load subscriptions", err)
 	}
+	w.calm.unstarted.Add(int64(len(deliveries) - countBatched(deliveries)))
 	var batched map[uuid.UUID][]*delivery
 	for _, d := range deliveries {
 		s := w.cache.get(d.subscriptionID)
@@ -129,6 +130,7 @@ func (w *Worker) send(ctx context.Context, j job) {
 // deliver is the whole way of one delivery through this process: look once more whether it may start, wait for its
 // turn, send, hand over what came of it.
 func (w *Worker) deliver(ctx context.Context, sender *sender, d *delivery) {
+	w.calm.unstarted.Add(-1)
 	s, delay := w.turn(ctx, d)
 	if s == nil {
 		w.returns <- returned{d, delay}
@@ -152,10 +154,8 @@ func (w *Worker) turn(ctx context.Context, d *delivery) (*subscription, time.Dur
 	if s == nil {
 		return nil, time.Second
 	}
-	if wait := s.reserve(); wait > time.Second {
+	if wait := s.pace.wait(ctx, d.event.urgent); wait > 0 {
 		return nil, wait
-	} else if wait > 0 && !pause(ctx, wait) {
-		return nil, 0
 	}
 	// Read again after the wait: a pause or delete in between counts.
 	if s = w.cache.get(d.subscriptionID); s == nil || !s.mayStart || ctx.Err() != nil || !w.state.sending() || w.state.alive(time.Now()) != nil {

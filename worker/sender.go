@@ -10,6 +10,8 @@ import (
 	"net/textproto"
 	"sync/atomic"
 	"time"
+
+	"mailhook/db/format"
 )
 
 // A sender makes one request after the other. What a request needs and the next can use again, it keeps: the context
@@ -23,10 +25,14 @@ type sender struct {
 	dials     dials
 	connected atomic.Bool
 	answer    []byte
+	show      func(*http.Request) // if not nil, gets each request before it is sent
 }
 
+// leastAnswer is how much of an answer a format may look at (IsTaken).
+const leastAnswer = 1 << 10
+
 func (c *client) newSender(ctx context.Context) *sender {
-	s := &sender{client: c, parent: ctx, answer: make([]byte, c.excerptBytes)}
+	s := &sender{client: c, parent: ctx, answer: make([]byte, max(c.excerptBytes, leastAnswer))}
 	s.renew()
 	return s
 }
@@ -59,10 +65,20 @@ type message struct {
 	mostRead int64
 }
 
-// message is the request body of one delivery.
+// message is the request about one delivery: an array of one where the subscription has batches.
 func (s *subscription) message(d *delivery) (message, error) {
 	if s.format.Render == nil {
 		return message{}, errNoFormat
+	}
+	if len(s.keys) == 0 { // then its secrets are not there either
+		return message{}, errNoSecret
+	}
+	if s.hasBatches() {
+		a, broken, _ := s.array([]*delivery{d})
+		if len(broken) > 0 {
+			return message{}, errNotRendered
+		}
+		return a.message(a.whole()), nil
 	}
 	body, err := d.event.body(s.format, s.target)
 	return message{id: d.event.publicID(), contentType: s.format.ContentType, body: body}, err
@@ -70,22 +86,25 @@ func (s *subscription) message(d *delivery) (message, error) {
 
 // attempt makes one request about one delivery and says what came of it.
 func (s *sender) attempt(to *subscription, d *delivery) outcome {
-	if to.batch != nil {
-		return s.attemptAlone(to, d)
-	}
 	m, err := to.message(d)
-	o := outcome{word: outcomeRenderFailed, startedAt: time.Now()}
-	if err == nil {
-		o, _ = s.post(to, m)
+	if err != nil {
+		return outcome{delivery: d, word: requestOutcome(err), startedAt: time.Now()}
 	}
+	o, answer := s.post(to, m)
 	o.delivery = d
+	if to.hasBatches() {
+		o.batchID, o.jitter = batchID([]*delivery{d}), jitter()
+		if failedIDs(answer)[d.event.publicID()] {
+			o.word = outcomePartialFailure
+		}
+	}
 	return o
 }
 
 // post makes one request and says what came of it, and, of a success, what was answered as far as it is asked for. It never
 // follows a redirect, and the whole of it, reading the answer too, ends with the subscription's timeout.
 func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
-	o = outcome{startedAt: time.Now()}
+	o = outcome{startedAt: time.Now(), retryAfter: to.format.RetryAfter}
 	s.connected.Store(false)
 	s.timer.Reset(to.timeout)
 	defer func() {
@@ -97,11 +116,11 @@ func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
 	}()
 	request, err := s.request(to, m, o.startedAt)
 	if err != nil {
-		o.word = outcomeRenderFailed
-		if errors.Is(err, errNoSecret) {
-			o.word = outcomeNoSecret
-		}
+		o.word = requestOutcome(err)
 		return o, nil
+	}
+	if s.show != nil {
+		s.show(request)
 	}
 	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
@@ -114,32 +133,46 @@ func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
 		return o, nil
 	}
 	defer response.Body.Close() //nolint:errcheck // nothing to do about it
-	o.word = statusOutcome(response.StatusCode, to.only200)
-	o.statusCode = response.StatusCode
-	o.retryAfter = retryAfter(response.Header, time.Now())
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
 	switch {
 	case response.StatusCode == http.StatusSwitchingProtocols:
-	case m.mostRead > 0 && o.delivered():
+	case m.mostRead > 0 && response.StatusCode >= 200 && response.StatusCode <= 299:
 		answer, _ = io.ReadAll(io.LimitReader(response.Body, m.mostRead)) // what came is what was said
-		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), len(s.answer))]), to.hidden)
+		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), s.client.excerptBytes)]), to.hidden)
 	default:
-		o.excerpt = hide(s.read(response.Body), to.hidden)
+		answer = s.read(response.Body)
+		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), s.client.excerptBytes)]), to.hidden)
 	}
+	o.answered(to.format, to.only200, response, answer)
 	o.duration = time.Since(o.startedAt)
+	if m.mostRead == 0 || !o.delivered() {
+		answer = nil
+	}
 	return o, answer
 }
 
-// read keeps the first bytes of an answer, and reads a little further so that the connection can be used again.
+// requestOutcome is the word for a request that could not be made.
+func requestOutcome(err error) string {
+	if errors.Is(err, errNoSecret) {
+		return outcomeNoSecret
+	}
+	return outcomeRenderFailed
+}
+
+// read answers the first bytes of a body, until the next call, and reads a little further so that the connection can be used
+// again.
 func (s *sender) read(body io.Reader) []byte {
 	n, err := io.ReadFull(body, s.answer)
 	if err == nil {
 		io.CopyN(io.Discard, body, 16<<10) //nolint:errcheck // the status has decided
 	}
-	return bytes.Clone(s.answer[:n])
+	return s.answer[:n]
 }
 
-var errNoFormat = errors.New("its format is of a newer version")
+var (
+	errNoFormat    = errors.New("its format is of a newer version")
+	errNotRendered = errors.New("the event cannot be rendered")
+)
 
 func (s *sender) request(to *subscription, m message, now time.Time) (*http.Request, error) {
 	body := m.body
@@ -162,13 +195,16 @@ func (s *sender) request(to *subscription, m message, now time.Time) (*http.Requ
 	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
 	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
 	request.Header["Idempotency-Key"] = nil
-	if err := sign(request.Header, m.id, now, body, to.keys); err != nil {
-		return nil, err
+	return request, signAll(request.Header, to, m.id, now, body)
+}
+
+// signAll sets what receivers verify by. The services behind the other channels have no secret to verify with, so they get none.
+func signAll(header http.Header, to *subscription, id string, now time.Time, body []byte) error {
+	if to.format.Channel != format.Web {
+		return nil
 	}
-	if to.format.Sign != nil {
-		if err := to.format.Sign(request.Header, now, body, to.keys); err != nil {
-			return nil, err
-		}
+	if err := sign(header, id, now, body, to.keys); err != nil || to.format.Sign == nil {
+		return err
 	}
-	return request, nil
+	return to.format.Sign(header, now, body, to.keys)
 }

@@ -34,11 +34,22 @@ type subscription struct {
 	batch      *batching // nil: one event a request
 	only200    bool      // another 2xx is a failure
 	mayStart   bool
-	limiter    *rate.Limiter // nil: no limit
+	pace       *pace // nil: no limit
 	reloadAt   time.Time
 
 	parseOnce sync.Once
 	parsed    *url.URL
+}
+
+// in is the subscription with another format of its channel.
+func (s *subscription) in(name string) *subscription {
+	f, _ := format.Find(name) // one that is not known renders nothing
+	if f.Channel != s.format.Channel {
+		f = format.Format{}
+	}
+	return &subscription{
+		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout, batch: s.batch,
+	}
 }
 
 // address is the URL to send to.
@@ -48,20 +59,6 @@ func (s *subscription) address() (*url.URL, error) {
 		return nil, errors.New("the URL cannot be parsed")
 	}
 	return s.parsed, nil
-}
-
-// reserve takes a turn under the rate limit and says how long until it comes. A turn of more than a second ahead is
-// given back.
-func (s *subscription) reserve() time.Duration {
-	if s.limiter == nil {
-		return 0
-	}
-	r := s.limiter.Reserve()
-	wait := r.Delay()
-	if wait > time.Second {
-		r.Cancel()
-	}
-	return wait
 }
 
 // subscriptionCache holds subscriptions by id: two generations, so that the unused fall out without bookkeeping on
@@ -169,8 +166,11 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		s.batch = &batching{int(row.BatchMaxEvents), time.Duration(row.BatchMaxWaitMS) * time.Millisecond}
 	}
 	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
+	if s.format.Channel != row.ChannelType {
+		s.format = format.Format{}
+	}
 	if err := s.unseal(c.keyring, row); err != nil {
-		s.keys, s.headers = nil, nil
+		s.keys, s.headers, s.target = nil, nil, nil
 		s.reloadAt = earlier(s.reloadAt, time.Now().Add(parkedReload))
 		if row.Exists && (before == nil || before.keys != nil) {
 			c.log.Error("a subscription's secrets cannot be opened: its attempts end as no_secret", "subscription_id", db.FormatID(db.SubscriptionPrefix, row.ID), "error", err)
@@ -178,11 +178,11 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 	}
 	if row.RateLimitPerSecond != nil {
 		limit := rate.Limit(*row.RateLimitPerSecond / float64(c.workers))
-		if before != nil && before.limiter != nil {
-			s.limiter = before.limiter // it remembers what was spent
-			s.limiter.SetLimit(limit)
+		if before != nil && before.pace != nil {
+			s.pace = before.pace // it remembers what was spent, and who waits
+			s.pace.limiter.SetLimit(limit)
 		} else {
-			s.limiter = rate.NewLimiter(limit, 1)
+			s.pace = &pace{limiter: rate.NewLimiter(limit, 1)}
 		}
 	}
 	return s
@@ -204,8 +204,8 @@ func (c *subscriptionCache) share(workers int32) {
 	}
 	for _, generation := range []map[uuid.UUID]*subscription{c.young, c.old} {
 		for _, s := range generation {
-			if s.limiter != nil {
-				s.limiter.SetLimit(s.limiter.Limit() * rate.Limit(c.workers) / rate.Limit(workers))
+			if s.pace != nil {
+				s.pace.limiter.SetLimit(s.pace.limiter.Limit() * rate.Limit(c.workers) / rate.Limit(workers))
 			}
 		}
 	}

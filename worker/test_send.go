@@ -2,7 +2,11 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,57 +43,115 @@ func (w *Worker) testSend(ctx context.Context) {
 }
 
 func (w *Worker) sendTest(ctx context.Context, row db.ClaimTestDeliveriesRow) {
-	o := w.attemptTest(ctx, row)
-	duration := int32(o.duration.Milliseconds()) //nolint:gosec // bounded by the timeout
-	var status *int16
-	if code := int16(o.statusCode); code != 0 { //nolint:gosec // bounded by HTTP
-		status = &code
+	o, request := w.attemptTest(ctx, row)
+	finished := db.FinishTestDeliveryParams{
+		ID: row.ID, ResponseExcerpt: o.excerpt, RequestHeaders: request.headers, ContentType: request.contentType, RequestBody: request.body,
 	}
-	err := w.persist(ctx, "record test delivery", func(ctx context.Context) error {
-		return w.q.FinishTestDelivery(ctx, db.FinishTestDeliveryParams{
-			ID: row.ID, DurationMS: &duration, StatusCode: status, Outcome: &o.word, ResponseExcerpt: o.excerpt,
-		})
-	})
+	if o.word != "" {
+		finished.Outcome = &o.word
+	}
+	if !row.IsPreview {
+		duration := int32(o.duration.Milliseconds()) //nolint:gosec // bounded by the timeout
+		finished.DurationMS = &duration
+	}
+	if code := int16(o.statusCode); code != 0 { //nolint:gosec // bounded by HTTP
+		finished.StatusCode = &code
+	}
+	err := w.persist(ctx, "record test delivery", func(ctx context.Context) error { return w.q.FinishTestDelivery(ctx, finished) })
 	w.complain(ctx, "record test delivery", err)
 }
 
-func (w *Worker) attemptTest(ctx context.Context, row db.ClaimTestDeliveriesRow) outcome {
+// attemptTest sends, or for a preview only makes the request: its outcome is then empty unless that fails.
+func (w *Worker) attemptTest(ctx context.Context, row db.ClaimTestDeliveriesRow) (o outcome, request shownRequest) {
 	d := &delivery{id: row.ID, subscriptionID: row.SubscriptionID}
 	failed := outcome{delivery: d, word: outcomeRenderFailed}
-	sample, err := w.sample(ctx, row.EventType)
-	if err != nil {
+	var err error
+	if d.event, err = w.testEvent(ctx, row); err != nil {
 		w.complain(ctx, "read sample", err)
-		return failed
+		return failed, request
 	}
-	d.event = w.testEvent(row, sample)
 	// Read anew: the test is often the first thing after a change.
 	if err := w.cache.read(ctx, map[uuid.UUID]bool{row.SubscriptionID: true}); err != nil {
 		w.complain(ctx, "load subscriptions", err)
-		return failed
+		return failed, request
 	}
 	s := w.cache.get(row.SubscriptionID)
 	if s == nil || s.url == "" {
-		return failed
+		return failed, request
 	}
-	return w.client.attempt(ctx, s, d)
+	s = s.in(row.Format)
+	sender := w.client.newSender(ctx)
+	defer sender.close()
+	sender.show = func(r *http.Request) { request = show(r, s) }
+	if !row.IsPreview {
+		o = sender.attempt(s, d)
+		return o, request
+	}
+	m, err := s.message(d)
+	if err != nil {
+		failed.word = requestOutcome(err)
+		return failed, request
+	}
+	made, err := sender.request(s, m, time.Now())
+	if err != nil {
+		failed.word = requestOutcome(err)
+		return failed, request
+	}
+	sender.show(made)
+	return outcome{delivery: d}, request
 }
 
-// sample is the registered sample of a type, or an empty object for a type that nobody registered.
-func (w *Worker) sample(ctx context.Context, eventType string) (sample []byte, err error) {
-	err = call(ctx, func(ctx context.Context) (err error) {
-		sample, err = w.q.EventTypeSample(ctx, eventType)
+// testEvent is a sample of a type, empty where there is none. Its id has the form of an event's, and is that of none: id 0 is
+// never given out by the outbox.
+func (w *Worker) testEvent(ctx context.Context, row db.ClaimTestDeliveriesRow) (*event, error) {
+	var sample db.EventTypeSampleRow
+	err := call(ctx, func(ctx context.Context) (err error) {
+		sample, err = w.q.EventTypeSample(ctx, row.EventType)
 		return err
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return []byte("{}"), nil
+		sample, err = db.EventTypeSampleRow{EventType: row.EventType, Sample: []byte("{}")}, nil
 	}
-	return sample, err
+	return &event{
+		id: db.EventID{InsertedAt: row.CreatedAt.Truncate(time.Microsecond), ID: 0, Installation: w.installation},
+		Event: format.Event{
+			Type: sample.EventType, OccurredAt: row.CreatedAt, Recipient: sample.Recipient, MessageID: sample.MessageID, CampaignID: sample.CampaignID,
+			SendingDomain: sample.SendingDomain, SendingNode: sample.SendingNode, Bridge: sample.Bridge, DedicatedIP: sample.DedicatedIP, Data: sample.Sample, IsTest: true,
+		},
+	}, err
 }
 
-// testEvent has an id of the event form that no event has: id 0 is never given out by the outbox.
-func (w *Worker) testEvent(row db.ClaimTestDeliveriesRow, sample []byte) *event {
-	return &event{
-		id:    db.EventID{InsertedAt: row.CreatedAt.Truncate(time.Microsecond), ID: 0, Installation: w.installation},
-		Event: format.Event{Type: row.EventType, OccurredAt: row.CreatedAt, Data: sample, IsTest: true},
+// A shownRequest is what people may see of a request.
+type shownRequest struct {
+	headers           json.RawMessage
+	contentType, body *string
+}
+
+// show takes the credentials out: the values of the headers that the customer set, and what a channel keeps secret.
+func show(r *http.Request, s *subscription) (shown shownRequest) {
+	headers := map[string]string{}
+	for name := range r.Header {
+		if value := r.Header.Get(name); value != "" && name != "Content-Type" {
+			headers[name] = value
+		}
 	}
+	for name := range s.headers {
+		headers[http.CanonicalHeaderKey(name)] = hidden
+	}
+	reader, err := r.GetBody()
+	if err != nil {
+		return shown
+	}
+	body, err := io.ReadAll(reader)
+	if err != nil {
+		return shown // bytes in memory: it does not happen
+	}
+	if s.target != nil {
+		body = hide(body, s.hidden)
+	}
+	text, contentType := strings.ToValidUTF8(string(body), "\uFFFD"), r.Header.Get("Content-Type")
+	if shown.headers, err = json.Marshal(headers); err == nil {
+		shown.contentType, shown.body = &contentType, &text
+	}
+	return shown
 }

@@ -15,7 +15,7 @@ import (
 
 // urgentConnections are the sessions with generic plans, slowConnections those for statements that may take their time.
 const (
-	urgentConnections = 3
+	urgentConnections = 4
 	slowConnections   = 1
 )
 
@@ -36,8 +36,8 @@ type Worker struct {
 	cfg  Config
 	pool *db.Pool
 	q    *db.Queries
-	// Three sessions with generic plans for what must not queue behind a slow statement: dispatch; record; heartbeat and
-	// pulse.
+	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch; dispatch of the urgent lane;
+	// record; heartbeat and pulse.
 	urgentPool *db.Pool
 	urgentQ    *db.Queries
 	// One for retention and erasures. The server ends a statement before its caller gives up: a call that is given up costs its pool all
@@ -50,8 +50,10 @@ type Worker struct {
 	identity     identity
 	leases       *leases
 	// leasing is held from the count of what is in flight to the answer of a dispatch or claim: two of them side by side
-	// would each give a subscription the same room.
-	leasing  sync.Mutex
+	// would each give a subscription the same room. A dispatch of the urgent lane has room of its own and waits for none of
+	// them: urgentLeasing is between it and claims of that lane, which hold both.
+	leasing, urgentLeasing sync.Mutex
+
 	state    pulseState
 	cache    *subscriptionCache
 	client   *client
@@ -60,6 +62,9 @@ type Worker struct {
 	outcomes chan outcome
 	returns  chan returned
 
+	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it
+	early  early
+	calm   calm
 	events chan struct{} // a notification: look into the outbox
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
@@ -115,6 +120,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		started:  make(chan job),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
 		returns:  make(chan returned, cfg.MaxInFlight),
+		busy:     make(chan struct{}, 1),
 		events:   make(chan struct{}, 1),
 		tests:    make(chan struct{}, 1),
 		due:      make(chan struct{}, 1),
@@ -193,7 +199,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	for _, loop := range []func(context.Context){
-		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
+		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.dispatchUrgent(ctx, requests) },
+		func(ctx context.Context) { w.claim(ctx, requests) },
 		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.erase, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })

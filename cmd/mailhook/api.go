@@ -39,6 +39,10 @@ func apiFlags() []cli.Flag {
 			Name: "publish-address", EnvVars: []string{"MAILHOOK_PUBLISH_ADDRESS"},
 			Usage: "an address or network that requests to receivers come from, which GET /v1/egress tells them: 203.0.113.7; repeatable, or with commas",
 		},
+		&cli.StringFlag{
+			Name: "pushover-url", EnvVars: []string{"MAILHOOK_PUSHOVER_URL"}, Value: httpapi.DefaultConfig().PushoverURL,
+			Usage: "where requests of channel pushover go, for a relay of yours; a subscription keeps the one that it was stored with",
+		},
 		&cli.Float64Flag{
 			Name: "api-rate-limit", EnvVars: []string{"MAILHOOK_API_RATE_LIMIT"}, Value: httpapi.DefaultConfig().RateLimit,
 			Usage: "requests a second of one API key, and twice as many at once after a pause, in this process; 0 is no limit",
@@ -117,6 +121,7 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 	if cfg.PublishAddresses, err = parseAll(c, "publish-address", egress.ParseNetwork); err != nil {
 		return nil, nil, err
 	}
+	cfg.PushoverURL = c.String("pushover-url")
 	cfg.DefaultSubscriptionLimit, cfg.TestsPerMinute = c.Int("subscription-limit"), c.Int("test-sends-per-minute")
 	if cfg.DefaultSubscriptionLimit < 0 {
 		return nil, nil, usagef("--subscription-limit must be 0 (no webhooks by default) or more")

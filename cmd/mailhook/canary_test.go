@@ -47,6 +47,8 @@ type haunt struct {
 	output    lockedBuffer      // of all processes: standard output and error
 	answers   lockedBuffer      // of the API, but for those to create and rotate, and subscriptions with their URL
 	ids       map[string]string
+	echo      string   // the services behind channels
+	chats     []string // ids of subscriptions of channels
 }
 
 func TestCanariesStayInside(t *testing.T) {
@@ -56,9 +58,11 @@ func TestCanariesStayInside(t *testing.T) {
 	serve := h.serve(t)
 	h.subscribe(t)
 	h.deliver(t)
+	h.chat(t)
 	h.misuse(t)
 	h.readAll(t)
 	h.rotate(t, serve)
+	h.chatAgain(t)
 	h.breakURLs(t)
 
 	places := map[string]string{
@@ -70,7 +74,7 @@ func TestCanariesStayInside(t *testing.T) {
 			t.Errorf("%s: only %d bytes", name, len(places[name]))
 		}
 	}
-	secrets := append([]string{canarySecret, canarySecret2, canaryHeader, canaryPassword, canaryToken, canaryDatabase, h.apiKey}, h.keys...)
+	secrets := append([]string{canarySecret, canarySecret2, canaryHeader, canaryPassword, canaryToken, canaryDatabase, canaryUserKey, canaryAPIToken, canaryHook, h.apiKey}, h.keys...)
 	for place, text := range places {
 		for _, secret := range secrets {
 			for form, written := range map[string]string{"as it is": secret, "in hexadecimal": hex.EncodeToString([]byte(secret)), "in base64": middleOfBase64(secret)} {
@@ -131,6 +135,7 @@ func newHaunt(t *testing.T) *haunt {
 		fmt.Fprintf(w, "%v %s", r.Header, password)
 	}))
 	t.Cleanup(echo.Close)
+	h.echo = newEcho(t).URL
 	h.receivers = map[string]string{
 		"ok": echo.URL + "/works", "http_5xx": echo.URL + "/fails", "dns": "http://no-such-host.invalid/", "refused": "http://127.0.0.1:1/",
 		"tls": strings.Replace(echo.URL, "http:", "https:", 1) + "/", "blocked_address": "http://[::1]:1/",
@@ -164,7 +169,7 @@ func (h *haunt) has(t *testing.T, sql string, args ...any) (yes bool) {
 }
 
 func (h *haunt) env() []string {
-	return []string{"MAILHOOK_DATABASE_URL=" + h.url, "MAILHOOK_SECRET_KEY=" + h.inUse, "MAILHOOK_ALLOW_INSECURE_HTTP=true", "MAILHOOK_ALLOW_CIDR=127.0.0.0/8", "MAILHOOK_LOG_LEVEL=debug"}
+	return []string{"MAILHOOK_DATABASE_URL=" + h.url, "MAILHOOK_SECRET_KEY=" + h.inUse, "MAILHOOK_ALLOW_INSECURE_HTTP=true", "MAILHOOK_ALLOW_CIDR=127.0.0.0/8", "MAILHOOK_LOG_LEVEL=debug", "MAILHOOK_PUSHOVER_URL=" + h.echo + "/pushover"}
 }
 
 // run keeps what a command writes.
@@ -295,7 +300,7 @@ func (h *haunt) deliver(t *testing.T) {
 		if !h.has(t, "SELECT bool_and(outcome = $2) FROM mailhook.attempts WHERE subscription_id = $1", id, outcome) {
 			t.Errorf("attempts of %s ended otherwise", outcome)
 		}
-		answer := h.must(t, http.StatusOK, "POST", "/v1/subscriptions/"+h.ids[outcome]+"/test", "{}")
+		answer := h.must(t, http.StatusOK, "POST", "/v1/subscriptions/"+h.ids[outcome]+"/test", "{}", canaryURL)
 		if answer["outcome"] != outcome {
 			t.Errorf("test send: %v, want %s", answer, outcome)
 		}
@@ -350,7 +355,7 @@ func (h *haunt) rotate(t *testing.T, serve *exec.Cmd) {
 	}
 	h.inUse = h.keys[0]
 	h.serve(t)
-	if answer := h.must(t, http.StatusOK, "POST", "/v1/subscriptions/"+h.ids["ok"]+"/test", "{}"); answer["outcome"] != "ok" {
+	if answer := h.must(t, http.StatusOK, "POST", "/v1/subscriptions/"+h.ids["ok"]+"/test", "{}", canaryURL); answer["outcome"] != "ok" {
 		t.Error(answer)
 	}
 }

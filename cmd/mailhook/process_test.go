@@ -205,7 +205,7 @@ func TestOneOfTwoWorkersIsKilled(t *testing.T) {
 // waitFor waits until every expected pair has arrived and all is recorded, and answers how many requests came.
 func (f *field) waitFor(t *testing.T, expected map[string]bool) (requests int) {
 	t.Helper()
-	deadline := time.After(2 * time.Minute)
+	deadline := time.After(dbtest.Patience)
 	for {
 		f.mu.Lock()
 		missing, arrived := 0, f.arrived

@@ -172,22 +172,22 @@ func WithDatabase(server, database string) string {
 	return u.String()
 }
 
-// patience is how long a test waits for what must come. It is no bar: how fast something comes is shown by make bench and
+// Patience is how long a test waits for what must come. It is no bar: how fast something comes is shown by make bench and
 // make faults, on a machine that does nothing else.
-const patience = 5 * time.Minute
+const Patience = 5 * time.Minute
 
 // Eventually waits until check says true: it asks again and again, and fails the test when its patience ends. For what
 // has no signal to wait for, such as another process's rows.
 func Eventually(t testing.TB, what string, check func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(Patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !check() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within %v: %s", patience, what)
+			t.Fatalf("not within %v: %s", Patience, what)
 		}
 	}
 }

@@ -1,5 +1,6 @@
 // Package format renders events as receivers expect them: one file for each format, which registers itself. A format of
-// channel web is a vendor's spelling that a customer chooses; the other channels have one format each, by their own name.
+// channel web is a vendor's spelling that a customer chooses; the other channels have one format each, by their own name:
+// a message for people (message.go).
 package format
 
 import (
@@ -8,6 +9,9 @@ import (
 	"slices"
 	"time"
 )
+
+// Web is the channel of customers' own endpoints; the others are services of third parties.
+const Web = "web"
 
 // A Format is one way to write events into a request.
 type Format struct {
@@ -30,6 +34,12 @@ type Format struct {
 	HasPublicKey bool
 	// IsPermanent says of a status that is no success that the request will never be taken; nil: of none.
 	IsPermanent func(status int) bool
+	// IsTaken says of the beginning of the body of a 2xx whether it is a yes; nil: any is.
+	IsTaken func(answer []byte) bool
+	// ResetHeader says, with a 429 that has no Retry-After, when there is room again, in Unix seconds; empty: there is no such header.
+	ResetHeader string
+	// RetryAfter is how long to wait after a failure at least.
+	RetryAfter time.Duration
 }
 
 // Arrays says whether a format puts events into a JSON array.

@@ -3,7 +3,7 @@ package format
 import "slices"
 
 var _ = register(Format{
-	Name: "standard", Channel: "web", ContentType: "application/json", Arrays: OptionalArrays, Render: renderStandard,
+	Name: "standard", Channel: Web, ContentType: "application/json", Arrays: OptionalArrays, Render: renderStandard,
 })
 
 // timestampFormat is RFC 3339, UTC, three decimals.

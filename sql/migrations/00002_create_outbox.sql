@@ -1,4 +1,11 @@
 -- +goose Up
+-- In index predicates, so whoever inserts must be able to call it: granted, whatever the default privileges are.
+CREATE FUNCTION mailhook.is_urgent(event_type text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN event_type IN ('email.complained', 'email.unsubscribed', 'email.bounced', 'email.bounced.hard');
+COMMENT ON FUNCTION mailhook.is_urgent IS 'The one list of event types that go by the urgent lane. email.bounced: dispatch may find that it is a hard one.';
+GRANT EXECUTE ON FUNCTION mailhook.is_urgent(text) TO PUBLIC;
+
 CREATE TABLE mailhook.outbox (
   id             bigint GENERATED ALWAYS AS IDENTITY,
   inserted_at    timestamptz DEFAULT clock_timestamp(),
@@ -26,6 +33,9 @@ CREATE TABLE mailhook.outbox (
   autovacuum_analyze_threshold = 1000000,
   vacuum_truncate = off
 );
+-- The urgent lane. id + 0, and not id: an order that the primary key cannot give, for a plan that was made while the table was
+-- empty would read all of it by that.
+CREATE INDEX outbox_urgent_id_idx ON mailhook.outbox ((id + 0)) WHERE mailhook.is_urgent(event_type);
 
 COMMENT ON TABLE mailhook.outbox IS 'Where the host writes events, in its own transaction. Dispatch takes the rows away. Never partitioned: a missing partition would fail the host.';
 COMMENT ON COLUMN mailhook.outbox.id IS 'Written by the database. Gaps are rolled back transactions.';
@@ -76,7 +86,37 @@ FOR EACH STATEMENT
 WHEN (pg_sequence_last_value('mailhook.wakeup'::regclass) > date_part('epoch', clock_timestamp()))
 EXECUTE FUNCTION mailhook.wake_workers();
 
+-- A loop here, and not in the worker: a look takes some µs, and a round trip some ten times as much on either side.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.await_urgent(after_id bigint, max_rows integer, patience interval) RETURNS bigint[]
+LANGUAGE plpgsql
+AS $$
+DECLARE
+  patient_until timestamptz := clock_timestamp() + patience;
+  ids           bigint[];
+BEGIN
+  LOOP
+    -- What another worker has just taken would be found again and again without the lock.
+    SELECT array_agg(f.id) INTO ids
+    FROM (
+      SELECT o.id FROM mailhook.outbox AS o
+      WHERE mailhook.is_urgent(o.event_type) AND o.id + 0 > after_id
+      ORDER BY o.id + 0
+      LIMIT max_rows
+      FOR UPDATE SKIP LOCKED
+    ) AS f;
+    IF ids IS NOT NULL OR clock_timestamp() >= patient_until THEN
+      RETURN ids;
+    END IF;
+    PERFORM pg_sleep(0.001);
+  END LOOP;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.await_urgent IS 'The first urgent rows above after_id that nobody has locked, as soon as there are some; NULL if there are none for so long.';
+REVOKE ALL ON FUNCTION mailhook.await_urgent(bigint, integer, interval) FROM PUBLIC;
+
 -- +goose Down
 DROP TABLE mailhook.outbox;
-DROP FUNCTION mailhook.wake_workers;
+DROP FUNCTION mailhook.await_urgent, mailhook.wake_workers, mailhook.is_urgent;
 DROP SEQUENCE mailhook.wakeup;

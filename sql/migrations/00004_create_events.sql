@@ -72,6 +72,53 @@ COMMENT ON FUNCTION mailhook.address_of IS 'An address as host() writes it, so t
 COMMENT ON FUNCTION mailhook.is_readable IS 'Whether json can be read as jsonb: without \u0000, and without numbers beyond numeric.';
 REVOKE ALL ON FUNCTION mailhook.address_of(text), mailhook.is_readable(json) FROM PUBLIC;
 
+-- Both are inlined into dispatch; the API tells by them what dispatch would make of an event.
+CREATE FUNCTION mailhook.leaf_type(event_type text, data json) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE
+  WHEN position('\u0000' IN data::text) > 0 THEN event_type -- no field of it can be read
+  WHEN event_type = 'email.bounced' AND data ->> 'bounce_type' IN ('hard', 'soft')
+    THEN 'email.bounced.' || (data ->> 'bounce_type')
+  WHEN event_type IN ('email.opened', 'email.clicked') AND data ->> 'message_class' IN ('newsletter', 'transactional')
+    THEN event_type || '.' || (data ->> 'message_class')
+  ELSE event_type
+END;
+
+-- First the cheap ones. Whether jsonb can read it is asked only about the two spellings it is known to refuse.
+CREATE FUNCTION mailhook.refusal_of(event_type text, account_id text, recipient text, message_id text, campaign_id text, sending_domain text,
+  sending_node text, bridge text, dedupe_key text, occurred_at timestamptz, dedicated_ip text, dedicated_address text, data json) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE
+  WHEN octet_length(event_type) > 100 OR event_type !~ '^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$'
+    THEN 'MH001 event_type is not valid'
+  WHEN greatest(octet_length(account_id), octet_length(recipient), octet_length(message_id), octet_length(campaign_id),
+      octet_length(sending_domain), octet_length(sending_node), octet_length(bridge), octet_length(dedupe_key)) > 1000
+    THEN 'MH003 ' || CASE
+      WHEN octet_length(account_id) > 1000 THEN 'account_id'
+      WHEN octet_length(recipient) > 1000 THEN 'recipient'
+      WHEN octet_length(message_id) > 1000 THEN 'message_id'
+      WHEN octet_length(campaign_id) > 1000 THEN 'campaign_id'
+      WHEN octet_length(sending_domain) > 1000 THEN 'sending_domain'
+      WHEN octet_length(sending_node) > 1000 THEN 'sending_node'
+      WHEN octet_length(bridge) > 1000 THEN 'bridge'
+      ELSE 'dedupe_key'
+    END || ' is longer than 1,000 bytes'
+  WHEN occurred_at < '0001-01-01 00:00+00' OR occurred_at >= '10000-01-01 00:00+00'
+    THEN 'MH004 occurred_at is not in the years 1 to 9999'
+  WHEN json_typeof(data) <> 'object'
+    THEN 'MH002 data is not an object'
+  WHEN octet_length(data::text) > 262144
+    THEN 'MH002 data is longer than 262,144 bytes'
+  WHEN data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND NOT mailhook.is_readable(data)
+    THEN 'MH002 data cannot be read back'
+  WHEN dedicated_ip IS NOT NULL AND dedicated_address IS NULL
+    THEN 'MH006 dedicated_ip is not an address'
+END;
+COMMENT ON FUNCTION mailhook.leaf_type IS 'The most exact type: bounce_type and message_class make it.';
+COMMENT ON FUNCTION mailhook.refusal_of IS 'Which limit an event passes, as its error code, a space and the reason; NULL where dispatch takes it. dedicated_address is mailhook.address_of(dedicated_ip).';
+REVOKE ALL ON FUNCTION mailhook.leaf_type(text, json), mailhook.refusal_of(text, text, text, text, text, text, text, text, text, timestamptz, text, text, json)
+FROM PUBLIC;
+
 CREATE TABLE mailhook.events (
   inserted_at    timestamptz NOT NULL,
   id             bigint NOT NULL,
@@ -146,4 +193,4 @@ COMMENT ON COLUMN mailhook.quarantine.error_code IS 'A SQLSTATE: of class MH whe
 
 -- +goose Down
 DROP TABLE mailhook.quarantine, mailhook.dedupe_keys, mailhook.events;
-DROP FUNCTION mailhook.create_partition, mailhook.is_readable, mailhook.address_of;
+DROP FUNCTION mailhook.refusal_of, mailhook.leaf_type, mailhook.create_partition, mailhook.is_readable, mailhook.address_of;

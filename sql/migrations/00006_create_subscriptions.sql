@@ -1,4 +1,54 @@
 -- +goose Up
+-- A filter is a predicate of SQL/JSON path, made once when it is stored: matching then runs in C, with nothing to parse.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.condition_places(condition jsonb) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  -- 200 elements of an array are looked at: what an event costs is bounded.
+  RETURN CASE condition ->> 'field'
+    WHEN 'tag' THEN ARRAY['$.tag[0 to 199]', '$.tags[0 to 199]', '$.category[0 to 199]']
+    WHEN 'list_id' THEN ARRAY['$.list_id[0 to 199]', '$.list_ids[0 to 199]']
+    ELSE ARRAY['$' || (
+      SELECT string_agg('.' || to_json(step.name)::text || '[0 to 199]', '' ORDER BY step.nth)
+      FROM jsonb_array_elements_text(coalesce(condition -> 'path', jsonb_build_array(condition ->> 'field'))) WITH ORDINALITY AS step (name, nth))]
+  END;
+END
+$$;
+
+CREATE FUNCTION mailhook.condition_of(condition jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  test text := (
+    SELECT string_agg('@ == ' || to_json(given.value)::text || CASE
+      WHEN given.value ~ '^(-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?|true|false)$' THEN ' || @ == ' || given.value
+      ELSE '' END, ' || ' ORDER BY given.nth)
+    FROM jsonb_array_elements_text(condition -> 'any') WITH ORDINALITY AS given (value, nth));
+BEGIN
+  test := coalesce(test, (
+    SELECT string_agg('@ starts with ' || to_json(given.value)::text, ' || ' ORDER BY given.nth)
+    FROM jsonb_array_elements_text(condition -> 'prefix') WITH ORDINALITY AS given (value, nth)));
+  RETURN (SELECT '(' || string_agg(format('exists(%s ? (%s))', place, test), ' || ') || ')' FROM unnest(mailhook.condition_places(condition)) AS place);
+END
+$$;
+
+CREATE FUNCTION mailhook.filter_of(conditions jsonb) RETURNS jsonpath
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+  RETURN (SELECT string_agg(mailhook.condition_of(given.condition), ' && ') FROM jsonb_array_elements(conditions) AS given (condition))::jsonpath;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.condition_places IS 'Where in mailhook.fields_of a condition looks, as SQL/JSON paths. In an array it is at each element.';
+COMMENT ON FUNCTION mailhook.condition_of IS 'A condition of subscriptions.filter_conditions as a predicate about mailhook.fields_of: any of the values found is one of these, or begins with one. Numbers and booleans of an event compare by value with what is written like one.';
+COMMENT ON FUNCTION mailhook.filter_of IS 'All conditions as one predicate; NULL for none.';
+REVOKE ALL ON FUNCTION mailhook.condition_places(jsonb), mailhook.condition_of(jsonb), mailhook.filter_of(jsonb) FROM PUBLIC;
+
 CREATE TABLE mailhook.subscriptions (
   id                     uuid NOT NULL DEFAULT mailhook.uuid7(),
   account_id             text NOT NULL,
@@ -28,6 +78,7 @@ CREATE TABLE mailhook.subscriptions (
   ordering               text NOT NULL DEFAULT 'none',
   channel_settings       jsonb NOT NULL DEFAULT '{}',
   filter_conditions      jsonb NOT NULL DEFAULT '[]',
+  filter                 jsonpath GENERATED ALWAYS AS (mailhook.filter_of(filter_conditions)) STORED,
   public_key             text,
   created_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   updated_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -61,6 +112,7 @@ CREATE INDEX subscriptions_deleted_at_idx ON mailhook.subscriptions (deleted_at)
 COMMENT ON TABLE mailhook.subscriptions IS 'Send me these events, filtered so, there, in this format: what a customer calls a webhook.';
 COMMENT ON COLUMN mailhook.subscriptions.status IS 'active; paused (holds); inactive (matches nothing, waiting deliveries are cancelled); suspended (by mailhook, holds).';
 COMMENT ON COLUMN mailhook.subscriptions.status_reason IS 'Who or what made the status: user, operator, gone (410), failing, schedule_ended, account.';
+COMMENT ON COLUMN mailhook.subscriptions.url IS 'Where requests go. Of slack and teams it has scheme and host alone: the rest of it is a secret, in subscription_credentials.';
 COMMENT ON COLUMN mailhook.subscriptions.header_names IS 'The custom headers; their values are in subscription_credentials. Without those no request is made.';
 COMMENT ON COLUMN mailhook.subscriptions.auth_type IS 'What the Authorization header is made of, basic or bearer; its value is in subscription_credentials. NULL: none.';
 COMMENT ON COLUMN mailhook.subscriptions.event_types IS 'Nodes of the type hierarchy, each with everything below it; * is all but subscription.*.';
@@ -77,7 +129,8 @@ COMMENT ON COLUMN mailhook.subscriptions.batch_max_events IS 'Batches: how many 
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_wait IS 'Batches: how long the first event of a batch waits for others.';
 COMMENT ON COLUMN mailhook.subscriptions.ordering IS 'Deliveries of one message, or of one recipient, go one after another; none: in no order.';
 COMMENT ON COLUMN mailhook.subscriptions.channel_settings IS 'What a channel is told with each message and anybody may read: the sound of pushover, and so on.';
-COMMENT ON COLUMN mailhook.subscriptions.filter_conditions IS 'Filters beside the four columns: an array of conditions, all of which must hold.';
+COMMENT ON COLUMN mailhook.subscriptions.filter_conditions IS 'Filters beside the four columns: an array of conditions, all of which must hold. Each has a field (campaign_id, list_id, tag, recipient_domain or message_class) or, for any other of data, a path (an array of names); and any or prefix, an array of texts.';
+COMMENT ON COLUMN mailhook.subscriptions.filter IS 'filter_conditions as dispatch runs them, about mailhook.fields_of; NULL for none.';
 COMMENT ON COLUMN mailhook.subscriptions.public_key IS 'By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.';
 COMMENT ON COLUMN mailhook.subscriptions.version IS 'Raised by every change; workers compare it just before they send.';
 COMMENT ON COLUMN mailhook.subscriptions.deleted_at IS 'Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.';
@@ -103,10 +156,10 @@ CREATE TABLE mailhook.subscription_credentials (
   key_id          text NOT NULL,
   sealed          bytea NOT NULL,
   CONSTRAINT subscription_credentials_subscription_id_kind_pkey PRIMARY KEY (subscription_id, kind),
-  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth'))
+  CONSTRAINT subscription_credentials_kind_check CHECK (kind IN ('headers', 'auth', 'channel'))
 );
 COMMENT ON TABLE mailhook.subscription_credentials IS 'What requests carry beside the signature, sealed like secrets, with the kind in the place of the word secret. In a table of its own: the API writes it and never reads it. Wiped when the subscription is deleted.';
-COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header.';
+COMMENT ON COLUMN mailhook.subscription_credentials.kind IS 'headers: a JSON object of the custom headers, name to value. auth: the value of the Authorization header. channel: a JSON object of what a channel other than web keeps secret, by the names of the API: user_key and api_token of pushover, url of slack and teams.';
 COMMENT ON COLUMN mailhook.subscription_credentials.key_id IS 'Which master key sealed it.';
 
 -- Dispatch probes this with the ancestors of an event''s type: the cost follows the matches, not the subscriptions.
@@ -115,10 +168,12 @@ CREATE TABLE mailhook.subscription_event_types (
   account_id      text NOT NULL,
   event_type      text NOT NULL,
   subscription_id uuid NOT NULL,
-  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (event_type, account_id, subscription_id)
+  has_conditions  boolean NOT NULL DEFAULT false,
+  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (event_type, account_id, subscription_id) INCLUDE (has_conditions)
 );
 CREATE INDEX subscription_event_types_subscription_id_idx ON mailhook.subscription_event_types (subscription_id);
 COMMENT ON TABLE mailhook.subscription_event_types IS 'The topmost event types of each subscription that matches at all; kept by a trigger on subscriptions.';
+COMMENT ON COLUMN mailhook.subscription_event_types.has_conditions IS 'Whether its filter reads the fields of an event: those of others are never made.';
 
 CREATE TABLE mailhook.subscription_health (
   subscription_id      uuid NOT NULL,
@@ -186,6 +241,42 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN event_type LIKE 'subscription.%' AND coalesce(data ->> 'subscription_id' = 'sub_' || replace(subscription_id::text, '-', ''), false);
 COMMENT ON FUNCTION mailhook.is_about IS 'Whether an event tells of a subscription (subscription.failing and so on): it is never sent to that one.';
 
+-- What filters read of an event. data that jsonb cannot read (half of a surrogate pair) is as good as none: an error would
+-- cost the whole batch.
+-- +goose StatementBegin
+CREATE FUNCTION mailhook.fields_of(event_type text, recipient text, message_id text, campaign_id text, sending_domain text, sending_node text,
+  bridge text, dedicated_ip text, data json) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+AS $$
+DECLARE
+  leaf    text := substring(event_type FROM '^email\.(?:bounced|opened|clicked)\.([^.]+)$');
+  columns jsonb := jsonb_strip_nulls(jsonb_build_object('recipient', recipient, 'message_id', message_id, 'campaign_id', campaign_id,
+    'sending_domain', sending_domain, 'sending_node', sending_node, 'bridge', bridge, 'dedicated_ip', dedicated_ip,
+    'recipient_domain', lower(nullif(split_part(recipient, '@', -1), recipient) COLLATE "C"),
+    -- A leaf fills the field that it is made of, as in the body.
+    'bounce_type', CASE WHEN event_type LIKE 'email.bounced.%' THEN leaf END,
+    'message_class', CASE WHEN event_type NOT LIKE 'email.bounced.%' THEN leaf END));
+BEGIN
+  RETURN coalesce(data::jsonb, '{}') || columns;
+EXCEPTION
+  WHEN data_exception OR program_limit_exceeded THEN
+    RETURN columns;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION mailhook.fields_of IS 'An event as filters see it: data as receivers get it, and recipient_domain, in lower case as far as it is ASCII.';
+
+-- Inlined: a subscription without a filter pays for none.
+CREATE FUNCTION mailhook.passes_filters(sending_domain text, sending_node text, bridge text, address text, fields jsonb,
+  filter_sending_domain text[], filter_sending_node text[], filter_bridge text[], filter_dedicated_ip text[], filter jsonpath) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (filter_sending_domain = '{}' OR lower(sending_domain) = ANY (filter_sending_domain))
+  AND (filter_sending_node = '{}' OR sending_node = ANY (filter_sending_node))
+  AND (filter_bridge = '{}' OR bridge = ANY (filter_bridge))
+  AND (filter_dedicated_ip = '{}' OR address = ANY (filter_dedicated_ip))
+  AND (filter IS NULL OR fields @@ filter);
+COMMENT ON FUNCTION mailhook.passes_filters IS 'Whether an event passes the filters of a subscription: the one place that decides it. Not true where a field is absent. address is mailhook.address_of(dedicated_ip).';
+
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.in_flight_remainder(remainder integer, subscription_id uuid, workers uuid[], worker_id uuid) RETURNS integer
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -222,6 +313,14 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.slowed_cap IS 'max_in_flight as far as the endpoint takes it: what it was slowed to, doubled for every 5 s since then.';
 
+CREATE FUNCTION mailhook.urgent_reserve(width integer, event_types text[]) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+  WHEN width > 1 AND event_types && '{*,email,email.complained,email.unsubscribed,email.bounced,email.bounced.hard}' THEN greatest(1, width / 8)
+  ELSE 0
+END;
+COMMENT ON FUNCTION mailhook.urgent_reserve IS 'How many of a subscription''s requests are kept for the urgent lane: an eighth, at least one, where it may get urgent events and has more than one. The list is that of mailhook.is_urgent with all nodes above.';
+
 -- +goose StatementBegin
 CREATE FUNCTION mailhook.index_subscription() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -231,8 +330,8 @@ BEGIN
   DELETE FROM mailhook.subscription_event_types WHERE subscription_id = NEW.id;
   IF NEW.status <> 'inactive' AND NEW.deleted_at IS NULL THEN
     -- Only the topmost: so an event finds each subscription once.
-    INSERT INTO mailhook.subscription_event_types (account_id, event_type, subscription_id)
-    SELECT DISTINCT NEW.account_id, named, NEW.id
+    INSERT INTO mailhook.subscription_event_types (account_id, event_type, subscription_id, has_conditions)
+    SELECT DISTINCT NEW.account_id, named, NEW.id, NEW.filter_conditions <> '[]'
     FROM unnest(NEW.event_types) AS named
     WHERE named = '*'
       OR NOT NEW.event_types && array_remove(mailhook.event_type_ancestors(named), named);
@@ -255,13 +354,15 @@ COMMENT ON FUNCTION mailhook.index_subscription IS 'Keeps subscription_event_typ
 COMMENT ON FUNCTION mailhook.stamp_subscription IS 'Every change of a subscription, by API or by hand, is seen by the workers through updated_at and version.';
 CREATE TRIGGER subscriptions_stamp BEFORE UPDATE ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.stamp_subscription();
-CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at ON mailhook.subscriptions
+CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at, filter_conditions ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
-REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),
+REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.fields_of(text, text, text, text, text, text, text, text, json),
+  mailhook.passes_filters(text, text, text, text, jsonb, text[], text[], text[], text[], jsonpath), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),
   mailhook.in_flight_share(integer, uuid, uuid[], uuid), mailhook.slowed_cap(integer, integer, timestamptz, timestamptz),
-  mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
+  mailhook.urgent_reserve(integer, text[]), mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
 DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_credentials, mailhook.subscription_secrets, mailhook.subscriptions;
-DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
-  mailhook.is_about, mailhook.event_type_ancestors;
+DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.urgent_reserve, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
+  mailhook.passes_filters, mailhook.fields_of, mailhook.is_about, mailhook.event_type_ancestors, mailhook.filter_of, mailhook.condition_of,
+  mailhook.condition_places;

@@ -26,6 +26,12 @@ CREATE TABLE mailhook.deliveries (
 -- The claim walks the subscriptions that have waiting rows by the first, and tries the common case by the second.
 CREATE INDEX deliveries_subscription_id_next_attempt_at_idx ON mailhook.deliveries (subscription_id, next_attempt_at) WHERE lease_id IS NULL;
 CREATE INDEX deliveries_next_attempt_at_idx ON mailhook.deliveries (next_attempt_at) WHERE lease_id IS NULL;
+-- The same for the urgent lane. The last conditions are true of every row: with them a statement says which of the two it wants, for
+-- a planner who expects no urgent row takes either, and reads all of it.
+CREATE INDEX deliveries_urgent_subscription_id_next_attempt_at_idx ON mailhook.deliveries (subscription_id, next_attempt_at)
+WHERE lease_id IS NULL AND mailhook.is_urgent(event_type) AND subscription_id >= '00000000-0000-0000-0000-000000000000';
+CREATE INDEX deliveries_urgent_next_attempt_at_idx ON mailhook.deliveries (next_attempt_at)
+WHERE lease_id IS NULL AND mailhook.is_urgent(event_type) AND next_attempt_at >= '-infinity';
 -- What a worker holds, and how much of each subscription.
 CREATE INDEX deliveries_leased_by_subscription_id_idx ON mailhook.deliveries (leased_by, subscription_id) WHERE lease_id IS NOT NULL;
 -- For the deliveries of an event, for replays that skip unfinished pairs, and for retention, which asks for the oldest.
@@ -71,7 +77,7 @@ COMMENT ON COLUMN mailhook.attempts.number IS 'From 1; 0 in a row without a requ
 COMMENT ON COLUMN mailhook.attempts.outcome IS 'A word of the closed list in docs/receivers.md; NULL in a row without a request.';
 COMMENT ON COLUMN mailhook.attempts.response_excerpt IS 'The first bytes of the answer''s body. Bytes: receivers send NUL and bad UTF-8.';
 COMMENT ON COLUMN mailhook.attempts.ended_as IS 'How the delivery ended by this row; NULL while it goes on.';
-COMMENT ON COLUMN mailhook.attempts.ended_reason IS 'Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held) or unrecordable.';
+COMMENT ON COLUMN mailhook.attempts.ended_reason IS 'Why, where the outcome does not say it: deactivated, deleted, erased (a person), expired (held too long), overflow (too many held), permanent (what the channel sends to will never take it) or unrecordable.';
 
 CREATE TABLE mailhook.attempts_default PARTITION OF mailhook.attempts DEFAULT;
 COMMENT ON TABLE mailhook.attempts_default IS 'Attempts of a day without a partition: an alarm.';
@@ -113,7 +119,7 @@ CREATE INDEX dead_letters_subscription_id_id_idx ON mailhook.dead_letters (subsc
 CREATE INDEX dead_letters_ended_at_idx ON mailhook.dead_letters (ended_at);
 CREATE INDEX dead_letters_event_inserted_at_event_id_idx ON mailhook.dead_letters (event_inserted_at, event_id);
 COMMENT ON TABLE mailhook.dead_letters IS 'Exhausted deliveries, kept and replayable. id is the delivery''s.';
-COMMENT ON COLUMN mailhook.dead_letters.reason IS 'schedule_ended, expired (held too long), overflow (too many held) or unrecordable (its outcome could not be written).';
+COMMENT ON COLUMN mailhook.dead_letters.reason IS 'schedule_ended, permanent (what the channel sends to will never take it: no further attempt was made), expired (held too long), overflow (too many held) or unrecordable (its outcome could not be written).';
 COMMENT ON COLUMN mailhook.dead_letters.created_at IS 'When it was dispatched.';
 
 -- Partitions for today and the days ahead; from here on workers make them.

@@ -60,8 +60,8 @@ BEGIN
   FOR signature IN
     SELECT p.oid FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
-      AND p.proname IN ('installation_code', 'event_id', 'uuid7', 'address_of', 'is_readable', 'event_type_ancestors', 'is_about', 'in_flight_remainder',
-        'in_flight_share', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by', 'keep_event')
+      AND p.proname IN ('installation_code', 'event_id', 'uuid7', 'address_of', 'is_readable', 'event_type_ancestors', 'is_about', 'fields_of', 'passes_filters',
+        'condition_places', 'condition_of', 'filter_of', 'leaf_type', 'refusal_of', 'in_flight_remainder', 'in_flight_share', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by', 'keep_event')
   LOOP
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO mailhook_worker, mailhook_api', signature);
   END LOOP;
@@ -69,7 +69,8 @@ END
 $$;
 -- +goose StatementEnd
 GRANT EXECUTE ON FUNCTION mailhook.create_partition(text, date), mailhook.detach_day(date), mailhook.count_day(date, integer), mailhook.drop_attempts(date),
-  mailhook.mentions(text, text, text, text, text, json), mailhook.erase_detached(uuid, integer)
+  mailhook.mentions(text, text, text, text, text, json), mailhook.erase_detached(uuid, integer),
+  mailhook.await_urgent(bigint, integer, interval), mailhook.urgent_reserve(integer, text[])
   TO mailhook_worker;
 
 -- +goose Down

@@ -7,6 +7,8 @@
 -- (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
 -- bounded by the worker.
 --
+-- @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
+--
 -- Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 -- of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 -- be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
@@ -48,19 +50,12 @@ taken AS (
   WHERE o.id = ANY (ARRAY(SELECT picked.id FROM picked))
   RETURNING o.*
 ),
--- '' counts as absent; bounce_type and message_class make the leaf type.
+-- '' counts as absent.
 cleaned AS MATERIALIZED (
   SELECT t.id,
     coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
     coalesce(nullif(t.account_id, ''), 'default') AS account_id,
-    CASE
-      WHEN position('\u0000' IN t.data::text) > 0 THEN t.event_type -- no field of it can be read
-      WHEN t.event_type = 'email.bounced' AND t.data ->> 'bounce_type' IN ('hard', 'soft')
-        THEN 'email.bounced.' || (t.data ->> 'bounce_type')
-      WHEN t.event_type IN ('email.opened', 'email.clicked') AND t.data ->> 'message_class' IN ('newsletter', 'transactional')
-        THEN t.event_type || '.' || (t.data ->> 'message_class')
-      ELSE t.event_type
-    END AS event_type,
+    mailhook.leaf_type(t.event_type, t.data) AS event_type,
     coalesce(t.occurred_at, t.inserted_at, statement_timestamp()) AS occurred_at,
     nullif(t.recipient, '') AS recipient,
     nullif(t.message_id, '') AS message_id,
@@ -74,35 +69,10 @@ cleaned AS MATERIALIZED (
     CASE WHEN t.data::text <> 'null' THEN t.data END AS data
   FROM taken AS t
 ),
--- The limits, first the cheap ones. Whether jsonb can read it is asked only about the two spellings it is known to refuse.
 checked AS MATERIALIZED (
   SELECT c.*,
-    CASE
-      WHEN octet_length(c.event_type) > 100 OR c.event_type !~ '^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$'
-        THEN 'MH001 event_type is not valid'
-      WHEN greatest(octet_length(c.account_id), octet_length(c.recipient), octet_length(c.message_id), octet_length(c.campaign_id),
-          octet_length(c.sending_domain), octet_length(c.sending_node), octet_length(c.bridge), octet_length(c.dedupe_key)) > 1000
-        THEN 'MH003 ' || CASE
-          WHEN octet_length(c.account_id) > 1000 THEN 'account_id'
-          WHEN octet_length(c.recipient) > 1000 THEN 'recipient'
-          WHEN octet_length(c.message_id) > 1000 THEN 'message_id'
-          WHEN octet_length(c.campaign_id) > 1000 THEN 'campaign_id'
-          WHEN octet_length(c.sending_domain) > 1000 THEN 'sending_domain'
-          WHEN octet_length(c.sending_node) > 1000 THEN 'sending_node'
-          WHEN octet_length(c.bridge) > 1000 THEN 'bridge'
-          ELSE 'dedupe_key'
-        END || ' is longer than 1,000 bytes'
-      WHEN c.occurred_at < '0001-01-01 00:00+00' OR c.occurred_at >= '10000-01-01 00:00+00'
-        THEN 'MH004 occurred_at is not in the years 1 to 9999'
-      WHEN json_typeof(c.data) <> 'object'
-        THEN 'MH002 data is not an object'
-      WHEN octet_length(c.data::text) > 262144
-        THEN 'MH002 data is longer than 262,144 bytes'
-      WHEN c.data::text ~ '\\u0000|[0-9][eE][+-]?[0-9]{4}' AND NOT mailhook.is_readable(c.data)
-        THEN 'MH002 data cannot be read back'
-      WHEN c.dedicated_ip IS NOT NULL AND c.dedicated_address IS NULL
-        THEN 'MH006 dedicated_ip is not an address'
-    END AS refused
+    mailhook.refusal_of(c.event_type, c.account_id, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge,
+      c.dedupe_key, c.occurred_at, c.dedicated_ip, c.dedicated_address, c.data) AS refused
   FROM cleaned AS c
 ),
 quarantined AS (
@@ -164,7 +134,7 @@ logged AS (
 -- gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 -- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.batch_max_events,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -173,18 +143,20 @@ matched AS (
       AS may_start
   FROM accepted AS a
   JOIN types ON types.event_type = a.event_type
-  -- OFFSET 0: always probed with both; the planner, who takes a batch for one row, would read all of it for a hash.
+  -- Always probed with both: an aggregate is not joined otherwise. Its fields are made once for each event, and only for
+  -- filters that read them.
   CROSS JOIN LATERAL (
-    SELECT t.subscription_id
+    SELECT array_agg(t.subscription_id) AS subscription_ids,
+      CASE WHEN bool_or(t.has_conditions) THEN mailhook.fields_of(a.event_type, a.recipient, a.message_id, a.campaign_id, a.sending_domain,
+        a.sending_node, a.bridge, a.dedicated_ip, a.data) END AS fields
     FROM mailhook.subscription_event_types AS t
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
-    OFFSET 0
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
-      b.filter_bridge, b.filter_dedicated_ip
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
+      b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
-    WHERE b.id = named.subscription_id
+    WHERE b.id = ANY (named.subscription_ids)
     OFFSET 0
   ) AS s
   LEFT JOIN LATERAL (
@@ -196,10 +168,8 @@ matched AS (
   WHERE a.refused IS NULL
     AND NOT a.is_duplicate
     AND s.created_at <= a.inserted_at
-    AND (s.filter_sending_domain = '{}' OR lower(a.sending_domain) = ANY (s.filter_sending_domain))
-    AND (s.filter_sending_node = '{}' OR a.sending_node = ANY (s.filter_sending_node))
-    AND (s.filter_bridge = '{}' OR a.bridge = ANY (s.filter_bridge))
-    AND (s.filter_dedicated_ip = '{}' OR a.dedicated_address = ANY (s.filter_dedicated_ip))
+    AND mailhook.passes_filters(a.sending_domain, a.sending_node, a.bridge, a.dedicated_address, named.fields,
+      s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 ranked AS (
@@ -223,19 +193,29 @@ elsewhere AS MATERIALIZED (
     GROUP BY l.subscription_id
   ) AS x
 ),
--- Room: the worker's share of the cap, at most what slow endpoints may have here (@limits) and one second of a rate
--- limit, less what it has in flight.
-roomy AS MATERIALIZED (
+-- The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
+measured AS MATERIALIZED (
   SELECT r.*,
-    r.may_start AND r.nth <= least(
+    least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) * coalesce(r.batch_max_events, 1),
       r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      (@limits::jsonb ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL
-        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)
-      - coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS has_room
+        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
+    (@limits::jsonb ->> r.subscription_id::text)::int AS slow_limit,
+    coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
+    coalesce((@urgent_in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+),
+-- Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
+-- it has of slow endpoints, too.
+roomy AS MATERIALIZED (
+  SELECT m.*,
+    m.may_start AND m.nth <= CASE WHEN @is_urgent::boolean
+      THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
+      ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
+    END AS has_room
+  FROM measured AS m
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
@@ -279,6 +259,7 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id IN (SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) THEN coalesce(a.data, '{}') END::json AS data,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
+  mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
   (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
@@ -297,6 +278,11 @@ FROM (
     (SELECT min(o.id) FROM mailhook.outbox AS o WHERE o.id > @after_id::bigint)) AS id
 ) AS first
 WHERE first.id IS NOT NULL;
+
+-- AwaitUrgent answers the ids of the first urgent rows above @after_id that nobody has locked: at once when there are some, else when
+-- some come within @patience; none otherwise.
+-- name: AwaitUrgent :one
+SELECT coalesce(mailhook.await_urgent(@after_id::bigint, @max_rows::int, @patience::interval), '{}')::bigint[] AS ids;
 
 -- QuarantineOutboxRow moves one row of the outbox into quarantine, with the error that its dispatch gave. It computes
 -- with no value of it. It takes nothing when another worker has the row.

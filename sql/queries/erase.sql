@@ -395,20 +395,20 @@ SELECT count(*) AS scanned,
   (SELECT count(*) FROM matched)::bigint AS erased
 FROM slice AS s;
 
--- EraseTestDeliveries wipes the response excerpts of test sends that mention the person. They have no event, and the table
+-- EraseTestDeliveries wipes the response excerpts and bodies of test sends that mention the person. They have no event, and the table
 -- holds an hour.
 -- name: EraseTestDeliveries :one
 WITH matched AS MATERIALIZED (
   SELECT t.id
   FROM mailhook.test_deliveries AS t
   WHERE t.created_at > '-infinity'
-    AND t.response_excerpt IS NOT NULL
-    AND encode(t.response_excerpt, 'escape') ~ (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = @erasure_id)
+    AND (t.response_excerpt IS NOT NULL OR t.request_body IS NOT NULL)
+    AND concat_ws(' ', encode(t.response_excerpt, 'escape'), t.request_body) ~ (SELECT x.pattern FROM mailhook.erasures AS x WHERE x.id = @erasure_id)
     AND (sqlc.narg('account_id')::text IS NULL OR t.account_id = sqlc.narg('account_id')::text)
 ),
 wiped AS (
   UPDATE mailhook.test_deliveries AS t
-  SET response_excerpt = NULL
+  SET response_excerpt = NULL, request_body = NULL
   WHERE NOT @is_dry_run::boolean AND t.id = ANY (ARRAY(SELECT m.id FROM matched AS m))
 )
 SELECT count(*) FROM matched;

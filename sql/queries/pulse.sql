@@ -25,7 +25,7 @@ WHERE a.updated_at >= @since::timestamptz;
 -- LoadSubscriptions reads what a request needs of each subscription. Secrets come sealed, newest first; credentials come
 -- sealed, by kind.
 -- name: LoadSubscriptions :many
-SELECT s.id, s.account_id, s.version, s.url, s.format,
+SELECT s.id, s.account_id, s.version, s.url, s.format, s.channel_type, s.channel_settings,
   (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
   s.max_in_flight, s.rate_limit_per_second, s.success_rule, coalesce(s.batch_max_events, 0)::int AS batch_max_events,

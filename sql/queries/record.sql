@@ -4,7 +4,7 @@
 -- worker that lost its lease changes nothing. The answer counts the outcomes that passed, by how their deliveries ended
 -- ('': they go on); what is missing from it is stale.
 --
--- What to do is decided by the caller (outcome.go): @delivered, @suspends and @slows. When to do it is computed here, by
+-- What to do is decided by the caller (outcome.go): @delivered, @permanent (no further attempt), @suspends and @slows. When to do it is computed here, by
 -- the database's clock: @age_ms is how long before this statement the attempt began. What failed in one batch and goes
 -- there together again has one @batch_id and one @jitter (-1 to 1), and so comes due together; of the failures of one
 -- request @counts says for one only that it counts against the endpoint.
@@ -15,6 +15,7 @@ WITH outcomes AS MATERIALIZED (
     unnest(@lease_ids::uuid[]) AS lease_id,
     unnest(@outcomes::text[]) AS outcome,
     unnest(@delivered::boolean[]) AS delivered,
+    unnest(@permanent::boolean[]) AS permanent,
     unnest(@suspends::boolean[]) AS suspends,
     unnest(@slows::boolean[]) AS slows,
     unnest(@status_codes::int[]) AS status_code,
@@ -31,7 +32,7 @@ WITH outcomes AS MATERIALIZED (
 -- it read the whole partial index of what is leased.
 held AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.suspends, o.slows, o.retry_after_ms,
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms,
     o.jitter, o.batch_id, o.counts
   FROM outcomes AS o
   CROSS JOIN LATERAL (
@@ -72,11 +73,12 @@ decided AS MATERIALIZED (
     f.retry_after_ms, f.counts, nullif(f.batch_id, '00000000-0000-0000-0000-000000000000'),
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
-      WHEN f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
+      WHEN f.permanent OR f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
     END,
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL THEN 'deleted'
       WHEN s.status = 'inactive' THEN 'deactivated'
+      WHEN f.permanent THEN 'permanent'
     END,
     -- The later of Retry-After and the schedule, at most 1 h beyond the schedule.
     statement_timestamp() + greatest(
@@ -120,7 +122,7 @@ logged AS (
 ),
 buried AS (
   INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, last_outcome, reason, created_at, ended_at)
-  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.outcome, 'schedule_ended',
+  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.outcome, coalesce(x.ended_reason, 'schedule_ended'),
     x.created_at, statement_timestamp()
   FROM decided AS x
   WHERE x.ended_as = 'exhausted'
@@ -136,6 +138,7 @@ heard AS MATERIALIZED (
     bool_or(x.slows) AS slows,
     max(least(x.retry_after_ms * interval '1 millisecond', interval '1 hour')) FILTER (WHERE x.slows) AS pause,
     coalesce(bool_or(x.ended_as = 'exhausted'), false) AS exhausted,
+    coalesce(bool_or(x.ended_as = 'exhausted' AND x.ended_reason IS NULL), false) AS schedule_ended,
     array_agg(x.lease_id) FILTER (WHERE x.lease_id IS NOT NULL) AS lease_ids
   FROM decided AS x
   WHERE x.ended_as IS DISTINCT FROM 'cancelled'
@@ -144,7 +147,7 @@ heard AS MATERIALIZED (
 -- Its health before, locked in id order: two workers that record for the same subscriptions wait for each other, and
 -- never in a circle. A success of a healthy one locks and writes nothing.
 before AS MATERIALIZED (
-  SELECT e.subscription_id, e.succeeded, e.attempts, e.began_at, e.outcome, e.suspends, e.slows, e.pause, e.exhausted,
+  SELECT e.subscription_id, e.succeeded, e.attempts, e.began_at, e.outcome, e.suspends, e.slows, e.pause, e.exhausted, e.schedule_ended,
     y.probe_lease_id = ANY (e.lease_ids) AS probed, y.consecutive_failures, y.first_failed_at, y.last_failed_at, y.opened_at, y.open_until,
     y.probe_lease_id, y.failed_probes, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before, y.released_at, y.subscription_id IS NOT NULL AS is_known
   FROM (SELECT heard.* FROM heard ORDER BY heard.subscription_id) AS e
@@ -181,7 +184,7 @@ judged AS MATERIALIZED (
     CASE
       WHEN b.suspends THEN 'gone'
       WHEN b.succeeded THEN NULL
-      WHEN s.suspend_when_exhausted AND (b.exhausted OR (b.probed AND b.opened_at <= statement_timestamp() - schedule.length)) THEN 'schedule_ended'
+      WHEN s.suspend_when_exhausted AND (b.schedule_ended OR (b.probed AND b.opened_at <= statement_timestamp() - schedule.length)) THEN 'schedule_ended'
       WHEN (b.exhausted AND since.failed_at <= statement_timestamp() - i.suspend_after)
         OR (b.probed AND b.opened_at <= statement_timestamp() - greatest(i.suspend_after, schedule.length)) THEN 'failing'
     END AS suspend_for,
@@ -255,7 +258,7 @@ told AS (
     FROM judged AS j WHERE j.subscription_id IN (SELECT suspended.id FROM suspended)
   ) AS t
 )
-SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries
+SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries, count(*) FILTER (WHERE x.ended_reason = 'permanent') AS permanent
 FROM decided AS x
 GROUP BY x.ended_as;
 

@@ -12,8 +12,8 @@ WITH filling AS (
   LIMIT 1
 ),
 inserted AS (
-  INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type)
-  SELECT @subscription_id::uuid, @account_id::text, @event_type::text
+  INSERT INTO mailhook.test_deliveries (subscription_id, account_id, event_type, format, is_preview)
+  SELECT @subscription_id::uuid, @account_id::text, @event_type::text, @format::text, @is_preview::boolean
   WHERE NOT EXISTS (SELECT FROM filling)
   RETURNING id
 )
@@ -27,7 +27,8 @@ SELECT pg_notify('mailhook_wakeup', @payload::text);
 -- GetTestDelivery answers how far a test send is.
 -- name: GetTestDelivery :one
 SELECT (t.leased_by IS NOT NULL)::boolean AS is_leased, (t.ended_at IS NOT NULL)::boolean AS is_ended,
-  t.duration_ms, t.status_code, t.outcome, t.response_excerpt
+  t.duration_ms, t.status_code, t.outcome, t.response_excerpt,
+  t.request_headers, t.content_type, t.request_body
 FROM mailhook.test_deliveries AS t
 WHERE t.id = @id;
 

@@ -3,9 +3,12 @@ module mailhook/roundtrip
 go 1.26.0
 
 require (
+	github.com/atc0005/go-teams-notify/v2 v2.14.0
 	github.com/cloudevents/sdk-go/v2 v2.16.2
+	github.com/gregdel/pushover v1.3.1
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/sendgrid/sendgrid-go v3.16.1+incompatible
+	github.com/slack-go/slack v0.35.0
 	github.com/standard-webhooks/standard-webhooks/libraries v0.0.1
 	mailhook v0.0.0
 )
@@ -16,6 +19,7 @@ require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/danielgtaylor/huma/v2 v2.37.2 // indirect
 	github.com/google/uuid v1.6.0 // indirect
+	github.com/gorilla/websocket v1.5.3 // indirect
 	github.com/jackc/pgpassfile v1.0.0 // indirect
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
 	github.com/jackc/puddle/v2 v2.2.3 // indirect

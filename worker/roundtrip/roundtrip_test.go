@@ -151,14 +151,8 @@ func subscribeAll(t *testing.T, d *dbtest.DB) map[string]*hook {
 	receivers := httptest.NewServer(mux)
 	t.Cleanup(receivers.Close)
 
-	keyring, err := db.NewKeyring(db.NewMasterKey())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := worker.DefaultConfig()
-	w.DatabaseURL, w.Keyring, w.Version, w.Log = d.As("mailhook_worker"), keyring, "test", slog.New(slog.DiscardHandler)
-	w.AllowInsecureHTTP, w.AllowCIDR = true, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	api := serveAPI(t, d, keyring, w)
+	w := workerConfig(t, d)
+	api := serveAPI(t, d, w, receivers.URL)
 	for name, h := range hooks {
 		var created struct {
 			Secret    string
@@ -171,8 +165,21 @@ func subscribeAll(t *testing.T, d *dbtest.DB) map[string]*hook {
 	return hooks
 }
 
+// workerConfig lets a worker, of which each test has one, reach receivers here.
+func workerConfig(t *testing.T, d *dbtest.DB) worker.Config {
+	t.Helper()
+	keyring, err := db.NewKeyring(db.NewMasterKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := worker.DefaultConfig()
+	w.DatabaseURL, w.Keyring, w.Version, w.Log, w.Registry = d.As("mailhook_worker"), keyring, "test", slog.New(slog.DiscardHandler), nil
+	w.AllowInsecureHTTP, w.AllowCIDR = true, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	return w
+}
+
 // serveAPI answers a function that creates a subscription.
-func serveAPI(t *testing.T, d *dbtest.DB, keyring *db.Keyring, w worker.Config) func(body, into any) {
+func serveAPI(t *testing.T, d *dbtest.DB, w worker.Config, pushoverURL string) func(body, into any) {
 	t.Helper()
 	pool, err := db.Open(t.Context(), d.As("mailhook_api"), db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: 4})
 	if err != nil {
@@ -180,7 +187,8 @@ func serveAPI(t *testing.T, d *dbtest.DB, keyring *db.Keyring, w worker.Config) 
 	}
 	t.Cleanup(pool.Close)
 	config := httpapi.DefaultConfig()
-	config.Pool, config.Keyring, config.Policy, config.Logger = pool, keyring, w.Policy, slog.New(slog.DiscardHandler)
+	config.PushoverURL = pushoverURL
+	config.Pool, config.Keyring, config.Policy, config.Logger = pool, w.Keyring, w.Policy, slog.New(slog.DiscardHandler)
 	handler, err := httpapi.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

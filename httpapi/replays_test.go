@@ -1,0 +1,124 @@
+package httpapi
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"mailhook/db/dbtest"
+)
+
+func TestReplayOfOneEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, object{"event_types": []string{"email.sent"}})
+	path, at := "/v1/subscriptions/"+id+"/replay", time.Now().Add(-time.Hour)
+	sent, bounced, foreign := b.event(t, "acme", "email.sent", "r", at), b.event(t, "acme", "email.bounced", "r", at), b.event(t, "evil", "email.sent", "r", at)
+	b.end(t, b.delivery(t, sent, id), "exhausted", "dns", 0)
+	if got := b.must(t, 200, b.acme, "POST", path, object{"event_id": sent, "dry_run": true}); fmt.Sprint(got) != "map[matched:1]" {
+		t.Error(got)
+	}
+	got := b.must(t, 202, b.acme, "POST", path, object{"event_id": sent})
+	if got["state"] != "done" || got["matched"] != 1.0 || got["done"] != 1.0 {
+		t.Error(got)
+	}
+	made := dbtest.QueryOne[string](t, b.DB, "SELECT format('%s %s %s', event_type, attempt, replay_id IS NOT NULL) FROM mailhook.deliveries WHERE mailhook.event_id(event_inserted_at, event_id) = $1", sent)
+	if dead := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.dead_letters"); made != "email.sent 0 t" || dead != 0 {
+		t.Errorf("made %s, and %d dead letters are left", made, dead)
+	}
+	if got := b.must(t, 200, b.acme, "POST", path, object{"event_id": sent, "dry_run": true}); fmt.Sprint(got) != "map[matched:0]" {
+		t.Error(got)
+	}
+	b.mustFail(t, 409, "", "unfinished", b.acme, "POST", path, object{"event_id": sent})
+	b.mustFail(t, 422, "event_id", "not_matched", b.acme, "POST", path, object{"event_id": bounced})
+	for _, other := range []string{foreign, "evt_", "x", strings.Replace(sent, "0", "1", 1)} {
+		b.mustFail(t, 422, "event_id", "not_found", b.acme, "POST", path, object{"event_id": other})
+	}
+	b.mustFail(t, 422, "event_id", "not_found", b.admin, "POST", path, object{"event_id": foreign})
+	b.mustFail(t, 422, "event_id", "not_allowed", b.acme, "POST", path, object{"event_id": sent, "since": "2024-01-01T00:00:00Z"})
+	b.Exec(t, "UPDATE mailhook.events SET erased_at = now() WHERE account_id = 'acme'")
+	b.mustFail(t, 409, "", "event_dropped", b.acme, "POST", path, object{"event_id": bounced})
+	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/deactivate", nil)
+	b.Exec(t, "UPDATE mailhook.events SET erased_at = NULL")
+	b.mustFail(t, 409, "", "inactive", b.acme, "POST", path, object{"event_id": sent})
+}
+
+// A new subscription with the events of before it: the replay is there with the subscription, or neither is.
+func TestBackfill(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	now := time.Now()
+	for i := range 4 {
+		b.event(t, "acme", "email.sent", "r", now.Add(-time.Duration(i)*50*time.Minute-time.Minute))
+	}
+	b.event(t, "acme", "email.bounced", "r", now.Add(-time.Minute))
+	body := subscription(object{"event_types": []string{"email.sent"}, "filters": object{"data": object{"n": "1.5"}}})
+	for over, matched := range map[string]float64{"1h": 2, "2h": 3, "7d": 4} {
+		body["backfill"] = over
+		got := b.must(t, 201, b.acme, "POST", "/v1/subscriptions", body)
+		replay, _ := got["backfill"].(object)
+		if replay["matched"] != matched || replay["status"] != "all" || replay["state"] != "running" || replay["subscription_id"] != got["id"] || replay["matched_at_least"] != nil {
+			t.Errorf("%s: %v", over, got)
+		}
+		if note, _ := replay["note"].(string); (over == "7d") != strings.Contains(note, "events are kept since") {
+			t.Errorf("%s: %v", over, replay)
+		}
+		again := b.must(t, 200, b.acme, "GET", "/v1/replays/"+replay["id"].(string), nil)
+		if again["until"] != got["created_at"] || again["seconds_left"] != 1.0 {
+			t.Error(again)
+		}
+	}
+	for over, code := range map[any]string{"59m": "out_of_range", "400d": "out_of_range", "week": "invalid_duration", 7: "wrong_type"} {
+		body["backfill"] = over
+		b.mustFail(t, 422, "backfill", code, b.acme, "POST", "/v1/subscriptions", body)
+	}
+	b.Exec(t, "ALTER TABLE mailhook.replays ADD CONSTRAINT no CHECK (false) NOT VALID")
+	body["backfill"] = "1h"
+	b.must(t, 500, b.acme, "POST", "/v1/subscriptions", body)
+	b.logs.Reset()
+	if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.subscriptions"); n != 3 {
+		t.Errorf("%d subscriptions", n)
+	}
+}
+
+func TestListReplays(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	one, other := b.create(t, b.acme, nil), b.create(t, b.acme, nil)
+	var made []string
+	for i, id := range []string{one, other, one, one} {
+		got := b.must(t, 202, b.acme, "POST", "/v1/subscriptions/"+id+"/replay", object{"since": "2024-01-01T00:00:00Z", "status": "all"})
+		if !strings.Contains(got["note"].(string), "past its retention") {
+			t.Error(got)
+		}
+		if made = append([]string{got["id"].(string)}, made...); i == 3 {
+			b.Exec(t, "UPDATE mailhook.replays SET matched = 100, done = 25, rate_per_second = 10")
+		}
+	}
+	if got := b.walk(t, b.acme, "/v1/replays", "2"); fmt.Sprint(got) != fmt.Sprint(made) {
+		t.Errorf("got %v, want %v", got, made)
+	}
+	got := b.must(t, 200, b.admin, "GET", "/v1/replays?subscription_id="+one, nil)
+	if fmt.Sprint(ids(got)) != fmt.Sprint([]string{made[0], made[1], made[3]}) {
+		t.Error(got)
+	}
+	if first := got["data"].([]any)[0].(object); first["seconds_left"] != 8.0 || first["done"] != 25.0 {
+		t.Error(first)
+	}
+	b.mustFail(t, 404, "", "not_found", b.evil, "GET", "/v1/replays?subscription_id="+one, nil)
+}
+
+// Counting stops at a bound, and says so.
+func TestCountsOfReplaysAreBounded(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at)
+		SELECT now() - n * interval '1 millisecond', n, 'acme', 'email.sent', now(), now() FROM generate_series(1, 101000) AS n`)
+	id := b.create(t, b.acme, nil)
+	got := b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/replay", object{"since": time.Now().Add(-time.Hour), "status": "all", "dry_run": true})
+	if matched := got["matched"].(float64); got["matched_at_least"] != true || matched > previewScan || matched < 1 {
+		t.Error(got)
+	}
+	t.Logf("%v counted", got["matched"])
+}
