@@ -69,6 +69,7 @@ func (b *bench) rows() []row {
 	return []row{
 		{"throughput", "committed events of 1,000 accounts, 1 match each, beside River and the bare POST", b.throughput},
 		{"cost", "what 1,000 deliveries of the throughput row cost, beside River", b.cost},
+		{"batch", "400,000 events of one account, in requests with up to 1,000 of them, beside the throughput row", b.batch},
 		{"fan-out", "50,000 events, 10 matches each", b.fanOut},
 		{"host", "commits of one row into the outbox, beside the same table without trigger and with a NOTIFY in each", b.host},
 		{"host-bulk", "20,000 rows in one INSERT … SELECT", b.hostBulk},

@@ -47,8 +47,8 @@ WITH RECURSIVE walked AS (
   SELECT (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
-    WHERE d.lease_id IS NULL AND d.subscription_id > $5::uuid
-      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+    WHERE d.lease_id IS NULL AND d.subscription_id > $6::uuid
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ) AS subscription_id, 1 AS step
@@ -58,19 +58,19 @@ WITH RECURSIVE walked AS (
     SELECT d.subscription_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL AND d.subscription_id > w.subscription_id
-      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
     ORDER BY d.subscription_id
     LIMIT 1
   ), w.step + 1
   FROM walked AS w
-  WHERE w.subscription_id IS NOT NULL AND w.step < $3::int
+  WHERE w.subscription_id IS NOT NULL AND w.step < $2::int
 ),
 recent AS MATERIALIZED (
   SELECT d.subscription_id
   FROM mailhook.deliveries AS d
   WHERE $1::timestamptz IS NOT NULL
     AND d.lease_id IS NULL
-    AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
+    AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.next_attempt_at >= '-infinity'))
     AND d.next_attempt_at > $1::timestamptz
     AND d.next_attempt_at <= statement_timestamp()
   ORDER BY d.next_attempt_at
@@ -90,28 +90,33 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $7::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $7::boolean
+    WHERE $8::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
 measured AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, h.opened_at, h.release_before,
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
+    CASE WHEN s.batch_max_events IS NOT NULL THEN
+      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
+        s.id, crew.workers, $7::uuid)
+    END AS requests,
     least(
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, $6::uuid),
-      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
+        s.id, crew.workers, $7::uuid) * coalesce(s.batch_max_events, 1),
+      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) * coalesce(s.batch_max_events, 1)
         - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
-    ($8::jsonb ->> s.id::text)::int AS slow_limit,
-    coalesce(($9::jsonb ->> s.id::text)::int, 0) AS ordinary,
-    coalesce(($10::jsonb ->> s.id::text)::int, 0) AS urgent
+      CASE WHEN s.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)::int AS width,
+    ($9::jsonb ->> s.id::text)::int AS slow_limit,
+    coalesce(($10::jsonb ->> s.id::text)::int, 0) AS ordinary,
+    coalesce(($11::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
   CROSS JOIN LATERAL (
-    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types
+    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events
     FROM mailhook.subscriptions AS b
     WHERE b.id = w.subscription_id
     OFFSET 0
@@ -127,10 +132,12 @@ measured AS MATERIALIZED (
     AND s.deleted_at IS NULL
     AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
+    -- Two workers would each get a part of a batch.
+    AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
 ),
 open AS MATERIALIZED (
-  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.opened_at, m.release_before, m.width, m.slow_limit, m.ordinary, m.urgent,
-    least($11::int, CASE WHEN $4::boolean
+  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent,
+    least(greatest($12::int, m.batch_max_events), CASE WHEN $3::boolean
       THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END) AS room
@@ -155,38 +162,39 @@ gated AS MATERIALIZED (
     AND (SELECT d.id
       FROM mailhook.deliveries AS d
       WHERE d.lease_id IS NULL
-        AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+        AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
         AND (d.subscription_id, d.next_attempt_at) > (o.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (o.subscription_id, statement_timestamp())
       ORDER BY d.subscription_id, d.next_attempt_at
       LIMIT 1) IS NOT NULL
 ),
 spans AS MATERIALIZED (
-  SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room, false AS is_release
+  SELECT o.subscription_id, o.step, coalesce($1::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room, false AS is_release,
+    o.requests IS NOT NULL AS is_batched
   FROM open AS o
   WHERE o.opened_at IS NULL AND o.release_before IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1, false
+  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1, false, o.requests IS NOT NULL
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NOT NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least((o.room + 1) / 2, g.released), true
+  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least((o.room + 1) / 2, g.released), true, o.requests IS NOT NULL
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least((o.room + 1) / 2, g.released), 0), false
+  SELECT o.subscription_id, o.step, greatest(o.release_before, $1::timestamptz), statement_timestamp(), o.room - coalesce(least((o.room + 1) / 2, g.released), 0), false, o.requests IS NOT NULL
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
 ),
-locked AS MATERIALIZED (
-  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release
-  FROM (SELECT spans.subscription_id, spans.step, spans.due_after, spans.due_by, spans.room, spans.is_release FROM spans ORDER BY spans.step) AS p -- in their turn, where the slots run out
+single AS MATERIALIZED (
+  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release, NULL::uuid AS batch_id
+  FROM (SELECT spans.subscription_id, spans.step, spans.due_after, spans.due_by, spans.room, spans.is_release, spans.is_batched FROM spans WHERE NOT spans.is_batched ORDER BY spans.step) AS p -- in their turn, where the slots run out
   CROSS JOIN LATERAL (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
     WHERE d.lease_id IS NULL
-      AND (NOT $4::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
       -- Compared as rows: with an equality the planner may take the index by time alone, which leads past the due rows of all
       -- other subscriptions.
       AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
@@ -196,14 +204,51 @@ locked AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
   ) AS due
   WHERE p.room > 0
-  LIMIT $2::int
+  LIMIT $5::int
+),
+batched AS MATERIALIZED (
+  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release, due.batch_id
+  FROM (SELECT spans.subscription_id, spans.step, spans.due_after, spans.due_by, spans.room, spans.is_release, spans.is_batched FROM spans WHERE spans.is_batched ORDER BY spans.step) AS p
+  CROSS JOIN LATERAL (
+    SELECT d.id, d.event_inserted_at, d.event_id, d.batch_id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL
+      AND (NOT $3::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+      AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
+      AND (d.subscription_id, d.next_attempt_at) <= (p.subscription_id, p.due_by)
+    ORDER BY d.subscription_id, d.next_attempt_at
+    LIMIT greatest(0, p.room)
+    FOR UPDATE SKIP LOCKED
+  ) AS due
+  WHERE p.room > 0
+  LIMIT $4::int
+),
+completed AS MATERIALIZED (
+  SELECT whole.id, whole.event_inserted_at, whole.event_id, g.step, g.is_release, g.batch_id
+  FROM (
+    SELECT b.batch_id, min(b.step) AS step, bool_or(b.is_release) AS is_release
+    FROM batched AS b
+    WHERE b.batch_id IS NOT NULL
+    GROUP BY b.batch_id
+  ) AS g
+  CROSS JOIN LATERAL (
+    SELECT d.id, d.event_inserted_at, d.event_id
+    FROM mailhook.deliveries AS d
+    WHERE d.batch_id = g.batch_id AND d.lease_id IS NULL
+    FOR UPDATE SKIP LOCKED
+  ) AS whole
+),
+locked AS MATERIALIZED (
+  SELECT s.id, s.event_inserted_at, s.event_id, s.step, s.is_release, s.batch_id FROM single AS s
+  UNION ALL
+  SELECT b.id, b.event_inserted_at, b.event_id, b.step, b.is_release, b.batch_id FROM batched AS b WHERE b.batch_id IS NULL
+  UNION ALL
+  SELECT c.id, c.event_inserted_at, c.event_id, c.step, c.is_release, c.batch_id FROM completed AS c
 ),
 kept AS MATERIALIZED (
   SELECT sized.id, sized.step, sized.is_release
   FROM (
-    SELECT l.id, l.step, l.is_release,
-      row_number() OVER (ORDER BY l.step, l.id) AS nth,
-      sum(coalesce(e.bytes, 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
+    SELECT l.id, l.step, l.is_release, rank() OVER by_batch AS nth, sum(coalesce(e.bytes, 0)) OVER by_batch AS bytes_so_far
     FROM locked AS l
     -- OFFSET 0: probed; for a join the planner may read all events.
     LEFT JOIN LATERAL (
@@ -212,13 +257,14 @@ kept AS MATERIALIZED (
       WHERE x.inserted_at = l.event_inserted_at AND x.id = l.event_id
       OFFSET 0
     ) AS e ON true
+    WINDOW by_batch AS (ORDER BY l.step, l.batch_id, CASE WHEN l.batch_id IS NULL THEN l.id END)
   ) AS sized
-  WHERE sized.nth = 1 OR sized.bytes_so_far <= $12::bigint
+  WHERE sized.nth = 1 OR sized.bytes_so_far <= $13::bigint
 ),
 marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
-    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $13::uuid END,
+    probe_lease_id = CASE WHEN g.opened_at IS NOT NULL THEN $14::uuid END,
     released_at = greatest(h.released_at, CASE WHEN h.release_before IS NOT NULL THEN statement_timestamp() - greatest(1, 1 / g.rate) * interval '1 second' END)
       + taken.released / g.rate * interval '1 second'
   FROM gated AS g
@@ -231,9 +277,20 @@ marked AS (
 ),
 claimed AS (
   UPDATE mailhook.deliveries AS d
-  SET leased_by = $6::uuid, lease_id = $13::uuid
+  SET leased_by = $7::uuid, lease_id = $14::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key, d.batch_id
+),
+batching AS MATERIALIZED (
+  SELECT coalesce(jsonb_object_agg(o.subscription_id, o.requests), '{}') AS requests
+  FROM open AS o
+  WHERE o.requests IS NOT NULL AND o.step IN (SELECT k.step FROM kept AS k)
+),
+ended AS MATERIALIZED (
+  SELECT least(
+    CASE WHEN (SELECT count(*) FROM single) >= $5::int THEN (SELECT max(s.step) FROM single AS s) END,
+    CASE WHEN (SELECT count(*) FROM batched) >= $4::int THEN (SELECT max(b.step) FROM batched AS b) END,
+    CASE WHEN (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked) THEN (SELECT max(k.step) FROM kept AS k) END) AS step
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
@@ -241,6 +298,9 @@ SELECT resume.subscription_id AS resume_after,
   statement_timestamp()::timestamptz AS claimed_at,
   resume.crowded,
   c.id AS delivery_id,
+  c.batch_id,
+  coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
+  coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
@@ -263,14 +323,13 @@ FROM (
   -- Where the slots or the bytes ran out, else where the steps ran out, else the zero id: start over.
   SELECT coalesce(
     CASE WHEN $1::timestamptz IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'
-      WHEN (SELECT count(*) FROM locked) >= $2::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
-      THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(k.step) FROM kept AS k)) END,
-    (SELECT w.subscription_id FROM walked AS w WHERE w.step = $3::int),
+      ELSE (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT e.step FROM ended AS e)) END,
+    (SELECT w.subscription_id FROM walked AS w WHERE w.step = $2::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
   ARRAY(
     SELECT o.subscription_id
     FROM open AS o
-    WHERE $4::boolean
+    WHERE $3::boolean
       AND o.room <= 0
       AND (SELECT d.id
         FROM mailhook.deliveries AS d
@@ -289,7 +348,10 @@ FROM (
       AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
   ) OR (SELECT count(*) FROM recent) >= 2000
     OR ($1::timestamptz IS NOT NULL
-      AND ((SELECT count(*) FROM locked) >= $2::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked))))::boolean AS limited
+      AND (SELECT e.step FROM ended AS e) IS NOT NULL)
+    -- Those for batches wait for slots of theirs, or those without for theirs.
+    OR ($4::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE p.is_batched AND p.room > 0))
+    OR ($5::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE NOT p.is_batched AND p.room > 0)))::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
 LEFT JOIN LATERAL (
@@ -302,9 +364,10 @@ LEFT JOIN LATERAL (
 
 type ClaimParams struct {
 	Since               *time.Time
-	FreeSlots           int32
 	MaxSteps            int32
 	IsUrgent            bool
+	FreeBatched         int32
+	FreeSlots           int32
 	AfterSubscriptionID uuid.UUID
 	WorkerID            uuid.UUID
 	IsNew               bool
@@ -323,6 +386,9 @@ type ClaimRow struct {
 	ClaimedAt       time.Time
 	Crowded         []uuid.UUID
 	DeliveryID      *uuid.UUID
+	BatchID         *uuid.UUID
+	Requests        int32
+	IsProbe         bool
 	SubscriptionID  uuid.UUID
 	Attempt         int32
 	OrderKey        int64
@@ -348,6 +414,9 @@ type ClaimRow struct {
 // oldest first. A closed-off subscription (paused, suspended, circuit open, asked to wait, account suspended) costs one
 // look. Of an open circuit whose pause is over one worker takes one delivery: the probe. What had been held and is
 // released goes out at a bounded rate, over all workers; what came later does not wait for it.
+// Of a batch that failed it takes all, or, where another worker is at work on the same subscription, none; deliveries for
+// batches have free slots of their own (@free_batched), and come with how many requests of their subscription may be
+// under way here.
 // It answers the deliveries with their events, where the next walk resumes, whether a subscription had no more room, and
 // whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
@@ -365,15 +434,19 @@ type ClaimRow struct {
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 // and of a rate limit, and what came later, which so does not wait for it.
-// By bytes, too; the first one always.
+// Their batches as a whole, beyond room and slots: of a subscription that is one batch at most.
+// By bytes, too; the first one always, and of a batch all where there is space for the first.
 // Only where something was taken: the slots may have run out before. What was released is paid for by its time.
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
+// How many requests of each subscription with batches may be under way here.
+// Where the slots of either kind or the bytes ran out.
 func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error) {
 	rows, err := q.db.Query(ctx, claim,
 		arg.Since,
-		arg.FreeSlots,
 		arg.MaxSteps,
 		arg.IsUrgent,
+		arg.FreeBatched,
+		arg.FreeSlots,
 		arg.AfterSubscriptionID,
 		arg.WorkerID,
 		arg.IsNew,
@@ -398,6 +471,9 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.ClaimedAt,
 			&i.Crowded,
 			&i.DeliveryID,
+			&i.BatchID,
+			&i.Requests,
+			&i.IsProbe,
 			&i.SubscriptionID,
 			&i.Attempt,
 			&i.OrderKey,

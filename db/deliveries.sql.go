@@ -84,11 +84,12 @@ func (q *Queries) GetUnfinishedDelivery(ctx context.Context, arg GetUnfinishedDe
 
 const hurryDelivery = `-- name: HurryDelivery :execrows
 UPDATE mailhook.deliveries AS d
-SET next_attempt_at = statement_timestamp()
+SET next_attempt_at = statement_timestamp(), batch_id = CASE WHEN d.batch_id IS NOT NULL THEN d.id END
 WHERE d.id = $1 AND d.lease_id IS NULL AND d.next_attempt_at < 'infinity'
 `
 
-// HurryDelivery makes a waiting delivery due now; nothing for one that is under way, has ended, or is blocked.
+// HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way,
+// has ended, or is blocked.
 func (q *Queries) HurryDelivery(ctx context.Context, id uuid.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, hurryDelivery, id)
 	if err != nil {

@@ -142,7 +142,7 @@ logged AS (
   WHERE a.refused IS NULL
 ),
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
     mailhook.order_key(s.ordering, a.message_id, a.recipient) AS order_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
@@ -162,7 +162,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -182,18 +182,18 @@ matched AS (
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
 queued AS (
-  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.event_types, f.order_key, f.cap, f.may_start, f.is_first, f.order_key IS NULL OR ($5::boolean AND f.is_first AND coalesce(
+  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.event_types, f.batch_max_events, f.order_key, f.cap, f.may_start, f.is_first, f.order_key IS NULL OR ($5::boolean AND f.is_first AND coalesce(
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
       (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
     ) IS NULL) AS is_free
   FROM (
-    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.order_key, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
     FROM matched AS m
   ) AS f
   OFFSET 0
 ),
 ranked AS (
-  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.batch_max_events, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
   FROM queued AS q
 ),
 crew AS MATERIALIZED (
@@ -213,11 +213,12 @@ elsewhere AS MATERIALIZED (
   ) AS x
 ),
 measured AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
     least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid),
-      r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid) * coalesce(r.batch_max_events, 1),
+      r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      CASE WHEN r.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
     ($8::jsonb ->> r.subscription_id::text)::int AS slow_limit,
     coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
     coalesce(($10::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
@@ -225,7 +226,7 @@ measured AS MATERIALIZED (
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
 roomy AS MATERIALIZED (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
     m.may_start AND m.is_free AND m.nth <= CASE WHEN $11::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
@@ -241,7 +242,11 @@ inserted AS (
     CASE WHEN f.leased THEN $13::uuid END,
     f.order_key
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= $14::int AS leased
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
+      y.has_room AND CASE
+        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $14::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $15::int
+      END AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
@@ -249,6 +254,16 @@ inserted AS (
 ),
 blocked AS MATERIALIZED (
   SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
+),
+batching AS MATERIALIZED (
+  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $6::uuid) AS requests
+  FROM (
+    SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
+    FROM roomy AS y
+    WHERE y.batch_max_events IS NOT NULL
+    GROUP BY y.subscription_id
+  ) AS b
+  CROSS JOIN crew
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -266,13 +281,16 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.is_duplicate::boolean AS is_duplicate,
   mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
+  (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
   (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
 FROM accepted AS a
 `
 
@@ -291,6 +309,7 @@ type DispatchParams struct {
 	IDPrefix       string
 	LeaseID        uuid.UUID
 	FreeSlots      int32
+	FreeBatched    int32
 }
 
 type DispatchRow struct {
@@ -310,6 +329,7 @@ type DispatchRow struct {
 	IsDuplicate            bool
 	IsUrgent               bool
 	Deliveries             int64
+	ForBatches             int64
 	DeliveryIDs            []uuid.UUID
 	SubscriptionIDs        []uuid.UUID
 	EventIDs               []int64
@@ -317,13 +337,18 @@ type DispatchRow struct {
 	Blocked                int64
 	BlockedSubscriptionIDs []uuid.UUID
 	BlockedOrderKeys       []int64
+	BatchingIDs            []uuid.UUID
+	BatchingRequests       []int32
 }
 
 // Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
 // below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 // It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
-// them (the first by id) lists the leased deliveries: three arrays of the same length.
+// them (the first by id) lists the leased deliveries: three arrays of the same length; and the subscriptions that get
+// batches, with how many requests of each may be under way here. Deliveries for batches have free slots of their own
+// (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
+// bounded by the worker.
 //
 // @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
 //
@@ -367,6 +392,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.IDPrefix,
 		arg.LeaseID,
 		arg.FreeSlots,
+		arg.FreeBatched,
 	)
 	if err != nil {
 		return nil, err
@@ -392,6 +418,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.IsDuplicate,
 			&i.IsUrgent,
 			&i.Deliveries,
+			&i.ForBatches,
 			&i.DeliveryIDs,
 			&i.SubscriptionIDs,
 			&i.EventIDs,
@@ -399,6 +426,8 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.Blocked,
 			&i.BlockedSubscriptionIDs,
 			&i.BlockedOrderKeys,
+			&i.BatchingIDs,
+			&i.BatchingRequests,
 		); err != nil {
 			return nil, err
 		}

@@ -52,6 +52,7 @@ const (
 	DeliveryPrefix     = "dlv_"
 	AttemptPrefix      = "att_"
 	ReplayPrefix       = "rpl_"
+	BatchPrefix        = "bat_"
 	KeyPrefix          = "key_" // of the id of an API key, which is no secret; the key begins with APIKeyPrefix
 	ErasurePrefix      = "ers_"
 )

@@ -58,7 +58,8 @@ const loadSubscriptions = `-- name: LoadSubscriptions :many
 SELECT s.id, s.account_id, s.version, s.url, s.format, s.channel_type, s.channel_settings,
   (cardinality(s.header_names) > 0)::boolean AS has_headers, (s.auth_type IS NOT NULL)::boolean AS has_auth,
   (extract(epoch FROM s.timeout) * 1000)::bigint AS timeout_ms,
-  s.max_in_flight, s.rate_limit_per_second, s.success_rule,
+  s.max_in_flight, s.rate_limit_per_second, s.success_rule, coalesce(s.batch_max_events, 0)::int AS batch_max_events,
+  (extract(epoch FROM coalesce(s.batch_max_wait, '0')) * 1000)::bigint AS batch_max_wait_ms,
   (s.deleted_at IS NULL AND s.status <> 'inactive')::boolean AS exists,
   (s.status = 'active' AND coalesce((SELECT a.status FROM mailhook.accounts AS a WHERE a.id = s.account_id), 'active') <> 'suspended')::boolean AS may_start,
   coalesce((SELECT a.allow_insecure_http FROM mailhook.accounts AS a WHERE a.id = s.account_id), false)::boolean AS allows_http,
@@ -100,6 +101,8 @@ type LoadSubscriptionsRow struct {
 	MaxInFlight        int32
 	RateLimitPerSecond *float64
 	SuccessRule        string
+	BatchMaxEvents     int32
+	BatchMaxWaitMS     int64
 	Exists             bool
 	MayStart           bool
 	AllowsHTTP         bool
@@ -137,6 +140,8 @@ func (q *Queries) LoadSubscriptions(ctx context.Context, ids []uuid.UUID) ([]Loa
 			&i.MaxInFlight,
 			&i.RateLimitPerSecond,
 			&i.SuccessRule,
+			&i.BatchMaxEvents,
+			&i.BatchMaxWaitMS,
 			&i.Exists,
 			&i.MayStart,
 			&i.AllowsHTTP,

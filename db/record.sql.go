@@ -15,7 +15,7 @@ const buryUnrecordable = `-- name: BuryUnrecordable :execrows
 WITH ended AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = $1::uuid AND d.lease_id = $2::uuid
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.created_at
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.batch_id, d.created_at
 ),
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
@@ -59,11 +59,15 @@ WITH outcomes AS MATERIALIZED (
     unnest($10::int[]) AS age_ms,
     unnest($11::int[]) AS duration_ms,
     unnest($12::bigint[]) AS retry_after_ms,
-    unnest($13::bytea[]) AS excerpt
+    unnest($13::bytea[]) AS excerpt,
+    unnest($14::float8[]) AS jitter,
+    unnest($15::uuid[]) AS batch_id,
+    unnest($16::int[]) AS counts
 ),
 held AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms,
+    o.jitter, o.batch_id, o.counts
   FROM outcomes AS o
   CROSS JOIN LATERAL (
     SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt, x.created_at
@@ -79,10 +83,10 @@ removed AS (
   RETURNING d.id
 ),
 delivered AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
 ),
 failed AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms
+  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts
   FROM held AS h
   CROSS JOIN LATERAL (
     SELECT x.id FROM mailhook.deliveries AS x WHERE x.id = h.id AND x.lease_id IS NOT DISTINCT FROM h.lease_id FOR UPDATE
@@ -92,13 +96,13 @@ failed AS MATERIALIZED (
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
     g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
-    NULL::bigint AS retry_after_ms, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
+    NULL::bigint AS retry_after_ms, g.counts, NULL::uuid AS batch_id, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
   FROM delivered AS g
   WHERE g.is_removed
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
     f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.lease_id, f.suspends, f.slows,
-    f.retry_after_ms,
+    f.retry_after_ms, f.counts, nullif(f.batch_id, '00000000-0000-0000-0000-000000000000'),
     CASE
       WHEN s.id IS NULL OR s.deleted_at IS NOT NULL OR s.status = 'inactive' THEN 'cancelled'
       WHEN f.permanent OR f.attempt >= cardinality(s.retry_schedule) THEN 'exhausted'
@@ -121,7 +125,7 @@ decided AS MATERIALIZED (
     OFFSET 0
   ) AS s ON true
   CROSS JOIN LATERAL (
-    SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * (2 * random() - 1)) AS delay
+    SELECT s.retry_schedule[f.attempt + 1] * (1 + s.retry_jitter * f.jitter) AS delay
   ) AS scheduled
 ),
 ended AS (
@@ -129,12 +133,13 @@ ended AS (
   WHERE d.id = ANY (ARRAY(SELECT x.id FROM decided AS x WHERE x.ended_as <> 'delivered'))
 ),
 put_off AS (
-  INSERT INTO mailhook.deliveries AS d (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, next_attempt_at, last_outcome, created_at)
-  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.next_attempt_at, x.outcome, x.created_at
+  INSERT INTO mailhook.deliveries AS d (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, next_attempt_at, last_outcome, batch_id, created_at)
+  SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt + 1, x.next_attempt_at, x.outcome, x.batch_id, x.created_at
   FROM decided AS x
   WHERE x.ended_as IS NULL
   ON CONFLICT (id) DO UPDATE
-  SET attempt = excluded.attempt, next_attempt_at = excluded.next_attempt_at, last_outcome = excluded.last_outcome, leased_by = NULL, lease_id = NULL
+  SET attempt = excluded.attempt, next_attempt_at = excluded.next_attempt_at, last_outcome = excluded.last_outcome, batch_id = excluded.batch_id,
+    leased_by = NULL, lease_id = NULL
 ),
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
@@ -156,7 +161,7 @@ buried AS (
 heard AS MATERIALIZED (
   SELECT x.subscription_id,
     coalesce(bool_or(x.ended_as = 'delivered'), false) AS succeeded,
-    count(*)::integer AS attempts,
+    sum(x.counts)::integer AS attempts,
     statement_timestamp() - max(x.age_ms) * interval '1 millisecond' AS began_at,
     CASE WHEN bool_or(x.ended_as = 'delivered') THEN 'ok' ELSE max(x.outcome) END AS outcome,
     bool_or(x.suspends) AS suspends,
@@ -296,6 +301,9 @@ type RecordParams struct {
 	DurationsMS   []int32
 	RetryAftersMS []int64
 	Excerpts      [][]byte
+	Jitters       []float64
+	BatchIDs      []uuid.UUID
+	Counts        []int32
 }
 
 type RecordRow struct {
@@ -311,7 +319,9 @@ type RecordRow struct {
 // (”: they go on); what is missing from it is stale.
 //
 // What to do is decided by the caller (outcome.go): @delivered, @permanent (no further attempt), @suspends and @slows. When to do it is computed here, by
-// the database's clock: @age_ms is how long before this statement the attempt began.
+// the database's clock: @age_ms is how long before this statement the attempt began. What failed in one batch and goes
+// there together again has one @batch_id and one @jitter (-1 to 1), and so comes due together; of the failures of one
+// request @counts says for one only that it counts against the endpoint.
 // OFFSET 0 here and below: each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it
 // would then read the whole table, whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let
 // it read the whole partial index of what is leased.
@@ -340,6 +350,9 @@ func (q *Queries) Record(ctx context.Context, arg RecordParams) ([]RecordRow, er
 		arg.DurationsMS,
 		arg.RetryAftersMS,
 		arg.Excerpts,
+		arg.Jitters,
+		arg.BatchIDs,
+		arg.Counts,
 	)
 	if err != nil {
 		return nil, err

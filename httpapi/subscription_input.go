@@ -36,6 +36,7 @@ type SubscriptionInput struct {
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	Ordering           optional[string]        `json:"ordering,omitempty" enum:"none,message,recipient" doc:"Deliveries of one message, or of one recipient, go one after another: a failing one holds up its own only. Default: none."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
 
 // A formatName is the name of a format of any channel.
@@ -144,6 +145,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
+	found = append(found, applyBatch(in.Batch, to)...)
 	return sealed, append(found, applyOrdering(in.Ordering, to)...)
 }
 

@@ -33,6 +33,7 @@ type Subscription struct {
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
 	Ordering           string        `json:"ordering" enum:"none,message,recipient"`
+	Batch              *Batch        `json:"batch" doc:"Several events in one request; null: one event a request."`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
 	Secrets            []LiveSecret  `json:"secrets,omitempty" doc:"The secrets that sign at present, the newest first. Not in lists."`
@@ -319,6 +320,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
 		Ordering:           row.Ordering,
+		Batch:              batchOf(row),
 		CreatedAt:          Timestamp(row.CreatedAt),
 		UpdatedAt:          Timestamp(row.UpdatedAt),
 	}

@@ -16,6 +16,8 @@ const (
 	claimSteps = 1000
 	// claimOfEach bounds what one claim takes of a subscription, so that many have their turn.
 	claimOfEach = 100
+	// claimBatched bounds what one claim takes for batches, but for the last batch, which it takes whole.
+	claimBatched = 2000
 	// claimPause lets more slots become free than the one that was, so that a claim is worth its round trip. It doubles
 	// while claims find nothing: the subscription that waits for room may be one whose endpoint is dead.
 	claimPause = 5 * time.Millisecond
@@ -164,13 +166,13 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 	return result, err
 }
 
-// room is what a claim may take, and whether that is anything.
+// room is what a claim may take, and whether that is anything: a walk for batches alone is for who has had some lately.
 func (c *claimer) room() (room, bool) {
 	r := c.w.leases.room(c.w.cfg.MaxInFlight, c.w.cfg.MaxBodyBytes)
 	if c.urgent {
 		r.claim, r.bytes = r.urgentClaim, r.urgentBytes
 	}
-	return r, r.claim > 0 && r.bytes > 0
+	return r, (r.claim > 0 || r.batched > 0 && r.anyBatched) && r.bytes > 0
 }
 
 // walkAgain begins a walk, unless one is under way.
@@ -210,8 +212,9 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !c.urgent && !c.isFair)
 	rows, err := w.q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
-		FreeSlots: int32(min(room.claim, 500)), MaxBytes: min(room.bytes, batchBytes), //nolint:gosec // 1 to 500
-		IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
+		FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
+		MaxBytes: min(room.bytes, batchBytes),
+		IsNew:    w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
 		WorkerID: w.identity.get(), LeaseID: lease,
 	})
 	if err != nil {
@@ -222,6 +225,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		c.crowd(rows[0].Crowded)
 	}
 	deliveries := make([]*delivery, 0, len(rows))
+	began := c.walk.resume
 	for _, row := range rows {
 		c.walk.resume, result.limited, result.releasing = row.ResumeAfter, row.Limited, row.Releasing
 		if row.DeliveryID != nil {
@@ -231,6 +235,9 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w.leases.got(lease, deliveries)
 	w.start(c.requests, deliveries)
 	result.deliveries, result.more = len(deliveries), c.walk.resume != uuid.Nil
+	if room.claim <= 0 { // for batches alone: the others keep their turn
+		c.walk.resume, result.more = began, false
+	}
 	return result, nil
 }
 
@@ -249,5 +256,12 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID, urgent bool) 
 	if !row.EventFound {
 		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
-	return &delivery{id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, orderKey: row.OrderKey, event: e}
+	d := &delivery{
+		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, orderKey: row.OrderKey, event: e,
+		requests: int(row.Requests), isProbe: row.IsProbe,
+	}
+	if row.BatchID != nil {
+		d.batchID = *row.BatchID
+	}
+	return d
 }

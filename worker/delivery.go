@@ -2,6 +2,7 @@ package worker
 
 import (
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -76,4 +77,12 @@ type delivery struct {
 	urgent         bool  // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
 	orderKey       int64 // 0: in no order
 	event          *event
+
+	// requests is how many with batches of its subscription may be under way in this process; 0: it gets no batches.
+	requests int
+	batchID  uuid.UUID // to be sent with the others of this one; the zero id: with any
+	isProbe  bool      // of an open circuit: no others will come
+	since    time.Time // it waits in this process
 }
+
+func (d *delivery) isBatched() bool { return d.requests > 0 }

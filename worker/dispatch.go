@@ -46,7 +46,8 @@ type dispatcher struct {
 	floor   floor
 	sweep   sweep
 	limit   int     // rows a batch: halved by a data error
-	fanOut  float64 // deliveries a row, of late
+	fanOut  float64 // deliveries a row, of late; less than 0: none was seen yet
+	batched float64 // of these, for batches
 	full    bool    // the last batch was: there is more, no need to peek
 	foundAt time.Time
 
@@ -114,7 +115,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 			}
 			continue
 		}
-		if room.bytes > 0 && (room.dispatch >= w.cfg.MaxInFlight/4 || (room.dispatch > 0 && !patient)) {
+		if room.bytes > 0 && (d.isEnough(room) || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
 		signal(w.busy)
@@ -128,6 +129,12 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 			return 0, 0, false
 		}
 	}
+}
+
+// isEnough says that a batch will find its slots, of both kinds.
+func (d *dispatcher) isEnough(r room) bool {
+	n := d.w.cfg.MaxInFlight
+	return r.dispatch >= n/4 && (d.batched <= 0 || r.batched >= batchedOfEachSlot*n/4)
 }
 
 // look takes one batch and starts its deliveries. It answers how many rows it took.
@@ -181,12 +188,13 @@ func (d *dispatcher) peek(ctx context.Context, after int64, probes []int64) (id 
 }
 
 // rows is how many outbox rows to take, so that their deliveries find free slots: what finds none is written as
-// waiting and costs a claim later.
+// waiting and costs a claim later. Those for batches have enough, or have been waited for.
 func (d *dispatcher) rows(free int) int {
 	if d.fanOut < 0 {
 		return min(d.limit, firstBatch)
 	}
-	n := max(1, min(d.limit, int(float64(min(free, targetDeliveries))/max(d.fanOut, 0.01))))
+	bySlots := float64(min(free, targetDeliveries)) / max(d.fanOut-d.batched, 0.01)
+	n := max(1, min(d.limit, int(min(bySlots, targetDeliveries/max(d.fanOut, 0.01)))))
 	if d.urgent {
 		return n
 	}
@@ -209,11 +217,16 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 
 // weigh learns the fan-out of what was taken.
 func (d *dispatcher) weigh(taken []db.DispatchRow) {
-	last := float64(taken[0].Deliveries) / float64(len(taken))
-	if d.fanOut < 0 || last > d.fanOut {
-		d.fanOut = last // a jump up at once, the way down slowly
+	learnRate(&d.fanOut, float64(taken[0].Deliveries)/float64(len(taken)))
+	learnRate(&d.batched, float64(taken[0].ForBatches)/float64(len(taken)))
+}
+
+// learnRate follows a jump up at once, and the way down slowly.
+func learnRate(rate *float64, last float64) {
+	if *rate < 0 || last > *rate {
+		*rate = last
 	} else {
-		d.fanOut += (last - d.fanOut) / 8
+		*rate += (last - *rate) / 8
 	}
 }
 
@@ -234,6 +247,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		free, bytes = min(free, room.dispatch), min(bytes, room.bytes)
 	}
 	free = max(0, free)
+	batched := min(room.batched, targetDeliveries)
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !d.urgent)
 	started := time.Now()
 	var taken []db.DispatchRow
@@ -245,7 +259,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		}
 		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
-			InTurn: inTurn, WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), //nolint:gosec // at most MaxInFlight
+			InTurn: inTurn, WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(batched), //nolint:gosec // at most MaxInFlight, and targetDeliveries
 			IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IDPrefix: idPrefix(), IsUrgent: d.urgent,
 		})
 		return err
@@ -264,12 +278,22 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.headless.add(blockedKeys(taken)...)
 		if int(taken[0].Deliveries-taken[0].Blocked) > len(deliveries) { // some were written as waiting
 			signal(w.due)
-			d.leftSome = len(deliveries) >= free // and not for their subscription's sake
+			forBatches := countBatched(deliveries)
+			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched // and not for their subscription's sake
 		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
+}
+
+func countBatched(deliveries []*delivery) (n int) {
+	for _, d := range deliveries {
+		if d.isBatched() {
+			n++
+		}
+	}
+	return n
 }
 
 func dataBytes(rows []db.DispatchRow) (n int) {
@@ -302,9 +326,14 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*
 			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
 		}}
 	}
+	requests := make(map[uuid.UUID]int, len(listed.BatchingIDs))
+	for i, id := range listed.BatchingIDs {
+		requests[id] = int(listed.BatchingRequests[i])
+	}
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: listed.SubscriptionIDs[i], urgent: urgent, orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]]}
+		to := listed.SubscriptionIDs[i]
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, urgent: urgent, orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]], requests: requests[to]}
 	}
 	return deliveries
 }

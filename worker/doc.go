@@ -7,6 +7,7 @@
 //	             urgent.go     the same for what is urgent, beside it; pace.go turns under a rate limit
 //	4 claim      claim.go      due deliveries: retries, released, rescued
 //	5 send       send.go       sender.go the request, db/format the body, sign.go the headers, db/egress the addresses it may reach
+//	             batch.go      where subscriptions want it, several in one request: array.go the body, batch_send.go what of it is refused
 //	6 record     record.go     outcome.go decides, the statement writes: delivered, put off, or exhausted
 //	7 rescue     rescue.go     heartbeats, leases of dead workers; lease.go those this worker forgot
 //	8 retain     retain.go     expiry; partition.go partitions ahead and behind; cancel.go, hold.go, replay.go, erase.go, test_send.go beside the flow

@@ -23,13 +23,22 @@ type leases struct {
 	urgent         int // of these, by the urgent lane
 	unrecorded     int // without one any more
 	bytes          int64
+	batched        int                    // deliveries that wait for a batch or travel in one: without a slot
+	batchedBytes   int64                  // of event data, that of two deliveries of one event twice
+	batchedAt      time.Time              // one of them came or went
+	requests       int                    // with batches, each with a slot
+	starved        bool                   // a batch waits for a slot
+	unstarved      chan struct{}          // there may be one
 	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
 	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
 
 func newLeases() *leases {
-	return &leases{remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{}, freed: make(chan struct{})}
+	return &leases{
+		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{},
+		freed: make(chan struct{}), unstarved: make(chan struct{}, 1),
+	}
 }
 
 // expect makes a fresh lease id and remembers it before the database can know it.
@@ -50,20 +59,30 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 		return
 	}
 	l.remembered[id] = len(deliveries)
-	l.deliveries += len(deliveries)
 	for _, d := range deliveries {
-		switch {
-		case d.urgent:
-			l.urgent++
-		case d.claimed:
-			l.claimed++
-		}
+		l.count(d, 1)
 		l.take(d)
 		if d.event.holders == 0 {
 			l.bytes += d.event.size()
 		}
 		d.event.holders++
 	}
+}
+
+// count adds a delivery to those in memory, or takes it out (-1).
+func (l *leases) count(d *delivery, by int) {
+	switch {
+	case d.isBatched():
+		l.batched += by
+		l.batchedAt = time.Now()
+		l.batchedBytes += int64(by) * d.event.size()
+		return
+	case d.urgent:
+		l.urgent += by
+	case d.claimed:
+		l.claimed += by
+	}
+	l.deliveries += by
 }
 
 // finished frees the slot of a delivery whose request is over, after some time.
@@ -78,6 +97,24 @@ func (l *leases) finished(d *delivery, took time.Duration) {
 	if l.unrecorded <= 0 || time.Since(l.toldAt) > time.Millisecond {
 		l.tell()
 	}
+}
+
+// sent is finished for the deliveries of a batch, whose slot is given back by end.
+func (l *leases) sent(deliveries []*delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range deliveries {
+		l.free(d)
+	}
+	l.unrecorded += len(deliveries)
+	l.tell()
+}
+
+// isCrowded says that there is little room left for deliveries that wait for others.
+func (l *leases) isCrowded(maxDeliveries int, maxBytes int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.batched > batchedOfEachSlot*maxDeliveries*3/4 || l.batchedBytes > maxBytes/3
 }
 
 // recorded gives up the deliveries of outcomes.
@@ -103,14 +140,9 @@ func (l *leases) returned(batch []returned) {
 }
 
 func (l *leases) free(d *delivery) {
+	l.count(d, -1)
 	l.leave(d)
-	l.deliveries--
-	switch {
-	case d.urgent:
-		l.urgent--
-	case d.claimed:
-		l.claimed--
-	}
+	l.feed()
 	if d.event.holders--; d.event.holders == 0 {
 		l.bytes -= d.event.size()
 		d.event.empty() // its outcomes may wait a while
@@ -133,12 +165,14 @@ func (l *leases) tell() {
 func (l *leases) held() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.deliveries + l.unrecorded
+	return l.deliveries + l.batched + l.unrecorded
 }
 
 // A room is what may still come in.
 type room struct {
 	dispatch, claim int   // deliveries of the ordinary lane
+	batched         int   // deliveries for batches, of either lane
+	anyBatched      bool  // there were some lately
 	bytes           int64 // of event data, for it
 	urgent          int   // deliveries by a dispatch of the urgent lane, which runs beside those
 	urgentClaim     int
@@ -155,17 +189,30 @@ const urgentPart = 8
 func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kept := 0
-	if maxDeliveries > 1 {
-		kept = max(1, maxDeliveries/urgentPart)
-	}
+	kept := keptForUrgent(maxDeliveries)
 	ordinary, share := l.deliveries-l.urgent, maxDeliveries-maxDeliveries/4
-	free := maxDeliveries - ordinary - max(l.urgent, kept)
-	return room{
+	free := maxDeliveries - ordinary - l.requests - max(l.urgent, kept)
+	if l.starved {
+		free -= max(1, maxDeliveries/8) // what becomes free next is for batches
+	}
+	r := room{
 		dispatch: min(free, share-(ordinary-l.claimed)), claim: min(free, share-l.claimed), bytes: maxBytes - maxBytes/urgentPart - l.bytes,
-		urgent: min(maxDeliveries-ordinary, kept) - l.urgent, urgentClaim: maxDeliveries - l.deliveries, urgentBytes: maxBytes - l.bytes,
+		urgent: min(maxDeliveries-ordinary-l.requests, kept) - l.urgent, urgentClaim: maxDeliveries - l.deliveries - l.requests, urgentBytes: maxBytes - l.bytes,
 		more: l.freed,
 	}
+	r.anyBatched = time.Since(l.batchedAt) < time.Minute
+	if l.batchedBytes < maxBytes/2 {
+		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched)
+	}
+	return r
+}
+
+// keptForUrgent is how many slots are kept for the urgent lane.
+func keptForUrgent(maxDeliveries int) int {
+	if maxDeliveries <= 1 {
+		return 0
+	}
+	return max(1, maxDeliveries/urgentPart)
 }
 
 // crowd takes note of the subscriptions where urgent deliveries wait for room.
@@ -198,7 +245,7 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 	deadline := time.After(within)
 	for {
 		l.mu.Lock()
-		n, freed := l.deliveries+l.unrecorded, l.freed
+		n, freed := l.deliveries+l.batched+l.unrecorded, l.freed
 		l.mu.Unlock()
 		if n == 0 {
 			return true
@@ -245,6 +292,13 @@ func (w *Worker) returnForgotten(ctx context.Context) {
 type returned struct {
 	delivery *delivery
 	delay    time.Duration // not to be started again before
+}
+
+// putBack hands deliveries to giveBack.
+func (w *Worker) putBack(deliveries []*delivery, delay time.Duration) {
+	for _, d := range deliveries {
+		w.returns <- returned{d, delay}
+	}
 }
 
 // giveBack returns deliveries that were not started, in batches.

@@ -119,6 +119,7 @@ func (l *life) subscribe() {
 	s := &lifeSubscription{
 		id: l.newID(), status: "active", cap: rapid.IntRange(1, 5).Draw(l.rt, "max_in_flight"), suspendsEnd: chance(l.rt, "suspend_when_exhausted", 4),
 		takesOurs: rapid.Bool().Draw(l.rt, "takes subscription.*"), jitter: rapid.SampledFrom([]float64{0, 0, 0.05}).Draw(l.rt, "jitter"),
+		maxEvents: rapid.SampledFrom([]int{0, 0, 1, 3}).Draw(l.rt, "batch"),
 	}
 	for range rapid.IntRange(1, 3).Draw(l.rt, "delays") {
 		s.schedule = append(s.schedule, step*time.Duration(rapid.SampledFrom([]int{1, 2, 4}).Draw(l.rt, "delay")))
@@ -127,8 +128,9 @@ func (l *life) subscribe() {
 	if s.takesOurs {
 		types = append(types, "subscription")
 	}
-	l.do(`INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, max_in_flight, retry_schedule, retry_jitter, suspend_when_exhausted, timeout)
-		VALUES ($1, 'default', 'https://example.com/', $2, $3, $4, $5, $6, $7)`, s.id, types, s.cap, s.schedule, s.jitter, s.suspendsEnd, step-5*time.Second)
+	l.do(`INSERT INTO mailhook.subscriptions (id, account_id, url, event_types, max_in_flight, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, batch_max_events, batch_max_wait)
+		VALUES ($1, 'default', 'https://example.com/', $2, $3, $4, $5, $6, $7, nullif($8::int, 0), CASE WHEN $8::int > 0 THEN interval '1 second' END)`,
+		s.id, types, s.cap, s.schedule, s.jitter, s.suspendsEnd, step-5*time.Second, s.maxEvents)
 	l.subscriptions = append(l.subscriptions, s)
 }
 
@@ -185,8 +187,8 @@ func (l *life) room(w *lifeWorker, s *lifeSubscription, began time.Time) (least,
 	if w.isNew {
 		others = l.leasedBy(l.other(w).id, s)
 	}
-	mine := l.leasedBy(w.id, s)
-	return max(0, ordinaryPart(min(low/2, low-others))-mine), max(0, ordinaryPart(min((high+1)/2, high-others))-mine)
+	mine, n := l.leasedBy(w.id, s), s.ofEach()
+	return max(0, ordinaryPart(min(low/2*n, low*n-others))-mine), max(0, ordinaryPart(min((high+1)/2*n, high*n-others))-mine)
 }
 
 // ordinaryPart is what the ordinary lane may have of a share that is less than 16: one of it is kept for the urgent lane.
@@ -245,9 +247,10 @@ func (l *life) expectInOutbox(want ...lifeEvent) {
 func (l *life) dispatch() {
 	w, lease, began := l.worker(), uuid.New(), l.now()
 	free, rows := rapid.IntRange(0, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 12).Draw(l.rt, "rows")
+	freeBatched := rapid.IntRange(0, 12).Draw(l.rt, "free slots for batches")
 	inFlight := l.inFlight(w)
 	taken, err := l.q.Dispatch(l.t.Context(), db.DispatchParams{
-		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), IsNew: w.isNew, InFlight: inFlight, UrgentInFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix(),
+		Holes: []int64{}, MaxRows: int32(rows), MaxBytes: batchBytes, WorkerID: w.id, LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(freeBatched), IsNew: w.isNew, InFlight: inFlight, UrgentInFlight: []byte("{}"), Limits: []byte("{}"), IDPrefix: idPrefix(),
 	})
 	l.ok(err)
 	if want := min(rows, len(l.outbox)); len(taken) != want {
@@ -286,21 +289,26 @@ func (l *life) dispatch() {
 			l.rt.Fatalf("dispatched to %v: events %v, want %v", s.id, got, want)
 		}
 		least, most := rooms[s][0], rooms[s][1]
-		if leased > most || leased < min(least, len(want), max(0, free-countLeased(made))) {
+		left := free - countLeased(made, false)
+		if s.maxEvents > 0 {
+			left = freeBatched - countLeased(made, true)
+		}
+		if leased > most || leased < min(least, len(want), max(0, left)) {
 			l.rt.Fatalf("dispatch leased %d of %d to %+v with room for %d to %d", leased, len(want), s, least, most)
 		}
 	}
-	if n := countLeased(made); n > free {
-		l.rt.Fatalf("dispatch leased %d with %d free slots", n, free)
+	if n, batched := countLeased(made, false), countLeased(made, true); n > free || batched > freeBatched {
+		l.rt.Fatalf("dispatch leased %d and %d with %d and %d free slots", n, batched, free, freeBatched)
 	}
 	for _, d := range made {
 		w.remember(d)
 	}
 }
 
-func countLeased(ds []*lifeDelivery) (n int) {
+// countLeased counts the leased ones for batches, or the others.
+func countLeased(ds []*lifeDelivery, forBatches bool) (n int) {
 	for _, d := range ds {
-		if d.lease != uuid.Nil {
+		if d.lease != uuid.Nil && (d.subscription.maxEvents > 0) == forBatches {
 			n++
 		}
 	}
@@ -321,11 +329,13 @@ type deliveryRow struct {
 	Attempt            int
 	NextAttemptAt      time.Time
 	LeasedBy, LeaseID  *uuid.UUID
+	BatchID            uuid.UUID
 }
 
 func (l *life) stored() []deliveryRow {
 	return rowsOf(l.rt, l.t, l.bundle, pgx.RowToStructByPos[deliveryRow],
-		"SELECT id, subscription_id, event_inserted_at, event_id, event_type, attempt, next_attempt_at, leased_by, lease_id FROM mailhook.deliveries ORDER BY id")
+		`SELECT id, subscription_id, event_inserted_at, event_id, event_type, attempt, next_attempt_at, leased_by, lease_id,
+		coalesce(batch_id, '00000000-0000-0000-0000-000000000000') FROM mailhook.deliveries ORDER BY id`)
 }
 
 // adopt takes the deliveries into the model that are new in the database, each of which must be expected.
@@ -364,29 +374,43 @@ func (l *life) eventOf(e lifeEvent) lifeEvent {
 
 func (l *life) claim() {
 	w, lease, began := l.worker(), uuid.New(), l.now()
-	free, each := rapid.IntRange(1, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 6).Draw(l.rt, "of each")
+	free, each := rapid.IntRange(0, 12).Draw(l.rt, "free slots"), rapid.IntRange(1, 6).Draw(l.rt, "of each")
+	freeBatched := rapid.IntRange(0, 12).Draw(l.rt, "free slots for batches")
 	rows, err := l.q.Claim(l.t.Context(), db.ClaimParams{
-		FreeSlots: int32(free), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), UrgentInFlight: []byte("{}"), LeaseID: lease, MaxBytes: batchBytes,
+		FreeSlots: int32(free), FreeBatched: int32(freeBatched), MaxSteps: claimSteps, AfterSubscriptionID: uuid.Nil, WorkerID: w.id, IsNew: w.isNew, MaxOfEach: int32(each), Limits: []byte("{}"), InFlight: l.inFlight(w), UrgentInFlight: []byte("{}"), LeaseID: lease, MaxBytes: batchBytes,
 	})
 	l.ok(err)
 	claimed := map[*lifeSubscription][]*lifeDelivery{}
-	total := 0
+	total, batched := 0, 0
 	for _, row := range rows {
 		if row.DeliveryID == nil {
 			continue
 		}
 		d := l.deliveries[*row.DeliveryID]
-		if d == nil || d.lease != uuid.Nil || d.dueAt.After(l.now()) || int(row.Attempt) != d.attempt || !row.EventFound {
+		if d == nil || d.lease != uuid.Nil || d.dueAt.After(l.now()) && d.batch == uuid.Nil || int(row.Attempt) != d.attempt || !row.EventFound ||
+			(row.Requests > 0) != (d.subscription.maxEvents > 0) || row.BatchID != nil && *row.BatchID != d.batch {
 			l.rt.Fatalf("claimed %+v, which is %+v", row, d)
 		}
 		claimed[d.subscription] = append(claimed[d.subscription], d)
-		total++
+		if d.subscription.maxEvents > 0 {
+			batched++
+		} else {
+			total++
+		}
 	}
-	if total > free {
-		l.rt.Fatalf("claimed %d with %d free slots", total, free)
+	beyond := 0
+	for _, s := range l.subscriptions {
+		beyond = max(beyond, l.checkBatches(s, claimed[s]))
+	}
+	if total > free || batched > freeBatched+beyond {
+		l.rt.Fatalf("claimed %d and %d with %d and %d free slots", total, batched, free, freeBatched)
 	}
 	for _, s := range l.subscriptions {
-		l.checkClaimed(w, s, claimed[s], began, each, free-total)
+		left := free - total
+		if s.maxEvents > 0 {
+			left = freeBatched - batched
+		}
+		l.checkClaimed(w, s, claimed[s], began, each, left)
 	}
 	for s, ds := range claimed {
 		for _, d := range ds {
@@ -399,10 +423,38 @@ func (l *life) claim() {
 	}
 }
 
+// checkBatches: of a batch that failed all that wait are taken, or none; one of them has been due. It answers how many may
+// so have been taken beyond what there was room for.
+func (l *life) checkBatches(s *lifeSubscription, ds []*lifeDelivery) (beyond int) {
+	if s.maxEvents == 0 {
+		return 0
+	}
+	taken, due := map[uuid.UUID]int{}, map[uuid.UUID]bool{}
+	for _, d := range ds {
+		taken[d.batch]++
+		due[d.batch] = due[d.batch] || !d.dueAt.After(l.now())
+	}
+	delete(taken, uuid.Nil)
+	for _, d := range l.waiting(s) {
+		if taken[d.batch] > 0 && !slices.Contains(ds, d) {
+			l.rt.Fatalf("a part of the batch %v was claimed", d.batch)
+		}
+	}
+	for batch, n := range taken {
+		if !due[batch] {
+			l.rt.Fatalf("the batch %v was claimed before it was due", batch)
+		}
+		l.steps["batch claimed"]++
+		beyond += n - 1
+	}
+	return beyond
+}
+
 // checkClaimed: what was taken of one subscription is what may be taken, oldest first; and it is enough.
 func (l *life) checkClaimed(w *lifeWorker, s *lifeSubscription, ds []*lifeDelivery, began time.Time, each, free int) {
 	least, most := l.room(w, s, began)
 	// Room of a claim: at most each, less what is in flight only where the share says so.
+	each = max(each, s.maxEvents)
 	least, most = min(least, each), min(most, each)
 	due := []*lifeDelivery{}
 	for _, d := range l.waiting(s) {
@@ -426,15 +478,19 @@ func (l *life) checkClaimed(w *lifeWorker, s *lifeSubscription, ds []*lifeDelive
 				released++
 			}
 		}
-		if released > releaseRate {
+		if released > releaseRate+l.checkBatches(s, ds) {
 			l.rt.Fatalf("%d released at once, at %d a second", released, releaseRate)
 		}
 		least = 0
 	}
-	if len(ds) > most || len(ds) < min(least, len(due), free) {
+	beyond := 0
+	if most > 0 {
+		beyond = l.checkBatches(s, ds)
+	}
+	if len(ds) > most+beyond || len(ds) < min(least, len(due), free) {
 		l.rt.Fatalf("claimed %d of %d due of %+v with room for %d to %d", len(ds), len(due), s, least, most)
 	}
-	if !s.release.IsZero() {
+	if !s.release.IsZero() || beyond > 0 {
 		return
 	}
 	for i, d := range due {
@@ -484,12 +540,23 @@ func (l *life) record() {
 	var batch []outcome
 	mood := rapid.SampledFrom([][]reply{replies[1:5], replies, replies, replies[:1]}).Draw(l.rt, "mood")
 	hearings := map[*lifeSubscription]*hearing{}
+	batches := map[*lifeSubscription]outcome{}
 	due := map[*lifeDelivery][2]time.Duration{}
 	counts := map[string]int64{}
 	for _, x := range l.remembered(l.worker()) {
 		a := rapid.SampledFrom(mood).Draw(l.rt, "answer")
-		batch = append(batch, outcome{delivery: &delivery{id: x[0], leaseID: x[1]}, word: a.word, statusCode: a.status, retryAfter: a.retryAfter, startedAt: time.Now()})
+		o := outcome{delivery: &delivery{id: x[0], leaseID: x[1]}, word: a.word, statusCode: a.status, retryAfter: a.retryAfter, startedAt: time.Now()}
 		d := l.current(x)
+		if d != nil && d.subscription.maxEvents > 0 && !o.delivered() {
+			first, ok := batches[d.subscription]
+			if !ok {
+				first = outcome{batchID: uuid.New(), jitter: jitter()}
+				batches[d.subscription] = first
+			}
+			o.batchID, o.jitter, o.uncounted = first.batchID, first.jitter, ok
+			d.batch = o.batchID
+		}
+		batch = append(batch, o)
 		if d == nil {
 			l.steps["stale outcome"]++
 			continue // too late
@@ -499,6 +566,9 @@ func (l *life) record() {
 			h = &hearing{}
 		}
 		as := l.conclude(d, a, h, due)
+		if o.uncounted && as != "cancelled" {
+			h.attempts--
+		}
 		counts[as]++
 		if as != "cancelled" {
 			hearings[d.subscription] = h
@@ -886,7 +956,7 @@ func (l *life) isUnfinished(s *lifeSubscription, e lifeEvent) bool {
 
 func (l *life) startReplay(s *lifeSubscription, source string) uuid.UUID {
 	r, err := l.q.CreateReplay(l.t.Context(), db.CreateReplayParams{
-		SubscriptionID: s.id, AccountID: "default", Since: l.now().Add(-time.Hour), Until: l.now().Add(time.Minute), Source: source, RatePerSecond: 1000,
+		SubscriptionID: s.id, AccountID: "default", Since: l.now().Add(-time.Hour), Until: l.now().Add(time.Minute), Source: source, RatePerSecond: 1000, State: "running",
 	})
 	l.ok(err)
 	l.do("UPDATE mailhook.replays SET advanced_at = now() - interval '1 second' WHERE id = $1", r.ID)
@@ -971,6 +1041,9 @@ func (l *life) retry() {
 		l.rt.Fatalf("hurried %d of one that waits", n)
 	}
 	d.dueAt = l.now()
+	if d.batch != uuid.Nil {
+		d.batch = d.id
+	}
 }
 
 func (l *life) redeliver() {
@@ -1040,7 +1113,7 @@ func (l *life) compareDeliveries() {
 		if d == nil {
 			l.rt.Fatalf("this delivery has ended: %+v", row)
 		}
-		if isLeased := row.LeaseID != nil; isLeased != (d.lease != uuid.Nil) || isLeased && (*row.LeaseID != d.lease || *row.LeasedBy != d.worker) || row.Attempt != d.attempt || !near(row.NextAttemptAt, d.dueAt) {
+		if isLeased := row.LeaseID != nil; isLeased != (d.lease != uuid.Nil) || isLeased && (*row.LeaseID != d.lease || *row.LeasedBy != d.worker) || row.Attempt != d.attempt || !near(row.NextAttemptAt, d.dueAt) || row.BatchID != d.batch {
 			l.rt.Fatalf("stored is %+v, want %+v", row, d)
 		}
 		d.dueAt = row.NextAttemptAt
@@ -1057,10 +1130,21 @@ func (l *life) compareDeliveries() {
 		l.rt.Fatalf("%d deliveries are stored, want %d", len(rows), len(l.deliveries))
 	}
 	for s, n := range leased {
-		if n > s.cap {
+		// A batch is claimed whole where there is room for one of it.
+		if n > s.cap*s.ofEach() && (s.maxEvents == 0 || l.inBatches(s) == 0) {
 			l.rt.Fatalf("%d are leased of %+v", n, s)
 		}
 	}
+}
+
+// inBatches counts the deliveries that have failed in a batch.
+func (l *life) inBatches(s *lifeSubscription) (n int) {
+	for _, d := range l.deliveries {
+		if d.subscription == s && d.batch != uuid.Nil {
+			n++
+		}
+	}
+	return n
 }
 
 // compareAttempts: every row is expected, and an end has one.

@@ -15,6 +15,7 @@ type metrics struct {
 
 	attempts          *prometheus.CounterVec
 	attemptSeconds    prometheus.Histogram
+	batchEvents       prometheus.Histogram
 	deliveriesEnded   *prometheus.CounterVec
 	permanentFailures prometheus.Counter
 	dispatchSeconds   prometheus.Histogram
@@ -45,6 +46,8 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 	m.attempts = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "attempts_total",
 		Help: "Attempts by outcome: the closed list of docs/receivers.md."}, []string{"outcome"}))
 	m.attemptSeconds = seconds("attempt_seconds", "Duration of an attempt, from the dial to the end of the answer.")
+	m.batchEvents = add(m, prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "mailhook", Name: "batch_events",
+		Help: "Events of a request to a subscription with batches.", Buckets: []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000}}))
 	m.deliveriesEnded = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "deliveries_total",
 		Help: "Deliveries that ended with a recorded attempt, by how: delivered, exhausted, cancelled."}, []string{"ended_as"}))
 	m.permanentFailures = counter("deliveries_permanent_total", "Deliveries that ended as exhausted at once, because what the channel sends to will never take them.")

@@ -38,6 +38,7 @@ type lifeDelivery struct {
 	dueAt        time.Time
 	lease        uuid.UUID // zero: it waits
 	worker       uuid.UUID
+	batch        uuid.UUID // zero: goes with any
 }
 
 // A lifeEnd is how a delivery ended.
@@ -54,6 +55,7 @@ type lifeSubscription struct {
 	schedule     []time.Duration
 	jitter       float64
 	cap          int
+	maxEvents    int // of a batch; 0: it gets none
 	suspendsEnd  bool
 	takesOurs    bool // names subscription as well
 	status       string
@@ -71,6 +73,9 @@ type lifeSubscription struct {
 	release      time.Time // zero: none
 	releasedAt   time.Time
 }
+
+// ofEach is how many deliveries a request may carry.
+func (s *lifeSubscription) ofEach() int { return max(1, s.maxEvents) }
 
 func (s *lifeSubscription) wants(e lifeEvent) bool {
 	if s.deleted || s.status == "inactive" {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mailhook/db/egress"
 	"mailhook/db/format"
 )
@@ -37,6 +39,7 @@ const (
 	outcomeBlockedAddress  = "blocked_address"
 	outcomeRenderFailed    = "render_failed"
 	outcomeNoSecret        = "no_secret"
+	outcomePartialFailure  = "partial_failure"
 )
 
 // An outcome is what came of one attempt, as it is recorded.
@@ -49,6 +52,12 @@ type outcome struct {
 	retryAfter time.Duration // 0: none asked for
 	permanent  bool          // by the format: it will never be taken, and no further attempt is made
 	excerpt    []byte
+
+	// Of one that failed in a batch: those with the same batchID are put off together, by the same jitter. Of the failures of
+	// a batch one counts against the endpoint.
+	batchID   uuid.UUID
+	jitter    float64
+	uncounted bool
 }
 
 // answered says what a final answer means to a format; body is the beginning of it. Only formats of other channels than web know
@@ -75,6 +84,16 @@ func (o outcome) delivered() bool { return o.word == outcomeOK }
 
 // suspends: the receiver has said that it is gone for good (Standard Webhooks, "410 Gone").
 func (o outcome) suspends() bool { return o.word == outcomeHTTP410 }
+
+// refuses: the receiver will not have this batch, because of one of its events perhaps, or of their number. What is about
+// the endpoint, whatever it is sent, refuses nothing.
+func (o outcome) refuses() bool {
+	switch o.statusCode {
+	case http.StatusRequestTimeout, http.StatusGone, http.StatusTooManyRequests:
+		return false
+	}
+	return o.statusCode >= 400 && o.statusCode <= 499
+}
 
 // slows: the receiver has more than it can take, or says so (RFC 9110, 15.6.3 to 15.6.5; RFC 6585, 4): fewer requests go
 // there, and none before its Retry-After.

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/hex"
+	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -73,15 +74,26 @@ func recordParams(batch []outcome) db.RecordParams {
 	p := db.RecordParams{
 		DeliveryIDs: make([]uuid.UUID, n), IDTails: make([]string, n), LeaseIDs: make([]uuid.UUID, n), Outcomes: make([]string, n), Delivered: make([]bool, n), Permanent: make([]bool, n), Suspends: make([]bool, n), Slows: make([]bool, n),
 		StatusCodes: make([]int32, n), DurationsMS: make([]int32, n), RetryAftersMS: make([]int64, n), Excerpts: make([][]byte, n),
+		Jitters: make([]float64, n), BatchIDs: make([]uuid.UUID, n), Counts: make([]int32, n),
 	}
 	for i, o := range batch {
 		p.DeliveryIDs[i], p.IDTails[i], p.LeaseIDs[i] = o.delivery.id, idTail(), o.delivery.leaseID
 		p.Outcomes[i], p.Delivered[i], p.Permanent[i], p.Suspends[i], p.Slows[i] = o.word, o.delivered(), o.permanent, o.suspends(), o.slows()
 		p.StatusCodes[i], p.DurationsMS[i] = int32(o.statusCode), int32(o.duration.Milliseconds()) //nolint:gosec // bounded by HTTP and the timeout
 		p.RetryAftersMS[i], p.Excerpts[i] = o.retryAfter.Milliseconds(), o.excerpt
+		p.Jitters[i], p.BatchIDs[i], p.Counts[i] = o.jitter, o.batchID, 1
+		if o.batchID == uuid.Nil {
+			p.Jitters[i] = jitter()
+		}
+		if o.uncounted {
+			p.Counts[i] = 0
+		}
 	}
 	return p
 }
+
+// jitter is a random number from -1 to 1.
+func jitter() float64 { return 2*rand.Float64() - 1 } //nolint:gosec // not a secret
 
 // idTail is what follows the time and the version in a UUIDv7: 19 random digits, but for the variant.
 func idTail() string {

@@ -75,6 +75,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 		case errors.Is(err, pgx.ErrNoRows):
 			w.cfg.Log.Warn("this worker was taken for dead, or lacks the master key: it goes on under a new identity", "worker_id", w.identity.get())
 			w.complain(ctx, "register worker", w.register(ctx))
+			w.putBack(w.batches.takeAllBack(), 0) // no longer its own
 		case err != nil:
 			w.complain(ctx, "beat", err)
 		default:

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
+
 	"mailhook/db/egress"
 )
 
@@ -49,6 +51,12 @@ func newTransport(cfg Config, dialer *egress.Dialer) *http.Transport {
 
 func (c *client) close() { c.transports.close() }
 
+// A job is what a sender does next: one delivery, or those of a batch, whose slot is taken already.
+type job struct {
+	delivery *delivery
+	batch    []*delivery
+}
+
 // attempt makes one request with a sender of its own.
 func (c *client) attempt(ctx context.Context, s *subscription, d *delivery) outcome {
 	sender := c.newSender(ctx)
@@ -65,28 +73,52 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 	if err := w.cache.load(ctx, deliveries); err != nil {
 		w.complain(ctx, "load subscriptions", err)
 	}
-	w.calm.unstarted.Add(int64(len(deliveries)))
+	w.calm.unstarted.Add(int64(len(deliveries) - countBatched(deliveries)))
+	var batched map[uuid.UUID][]*delivery
 	for _, d := range deliveries {
-		select {
-		case w.started <- d:
+		s := w.cache.get(d.subscriptionID)
+		switch {
+		case !d.isBatched():
+			w.hand(ctx, job{delivery: d})
+		case s == nil || s.batch == nil:
+			w.returns <- returned{d, time.Second} // not loaded, or changed: it gets a slot the next time
 		default:
-			go w.send(ctx, d)
+			if batched == nil {
+				batched = map[uuid.UUID][]*delivery{}
+			}
+			batched[d.subscriptionID] = append(batched[d.subscriptionID], d)
 		}
+	}
+	for id, ds := range batched {
+		w.batches.add(ctx, w.cache.get(id), ds)
 	}
 }
 
-// send takes one delivery after the other, until none has come for a while: goroutines that live on keep the stack that
+// hand gives a job to a goroutine that has nothing to do, or to a new one.
+func (w *Worker) hand(ctx context.Context, j job) {
+	select {
+	case w.started <- j:
+	default:
+		go w.send(ctx, j)
+	}
+}
+
+// send takes one job after the other, until none has come for a while: goroutines that live on keep the stack that
 // a request grows, which was a tenth of the worker's CPU time.
-func (w *Worker) send(ctx context.Context, d *delivery) {
+func (w *Worker) send(ctx context.Context, j job) {
 	sender := w.client.newSender(ctx)
 	defer sender.close()
 	idle := time.NewTimer(senderIdle)
 	defer idle.Stop()
 	for {
-		w.deliver(ctx, sender, d)
+		if j.delivery != nil {
+			w.deliver(ctx, sender, j.delivery)
+		} else {
+			w.deliverBatch(ctx, sender, j.batch)
+		}
 		idle.Reset(senderIdle)
 		select {
-		case d = <-w.started:
+		case j = <-w.started:
 		case <-idle.C:
 			return
 		case <-ctx.Done():

@@ -57,10 +57,54 @@ func (s *sender) close() {
 	s.dials.close()
 }
 
-// attempt makes one request and says what came of it. It never follows a redirect, and the whole of it, reading the
-// answer too, ends with the subscription's timeout.
-func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
-	o = outcome{delivery: d, startedAt: time.Now(), retryAfter: to.format.RetryAfter}
+// A message is what a request carries.
+type message struct {
+	id, contentType string
+	body            []byte
+	// mostRead is how much of the answer to a success is read, because it may say something; 0: nothing but an excerpt.
+	mostRead int64
+}
+
+// message is the request about one delivery: an array of one where the subscription has batches.
+func (s *subscription) message(d *delivery) (message, error) {
+	if s.format.Render == nil {
+		return message{}, errNoFormat
+	}
+	if len(s.keys) == 0 { // then its secrets are not there either
+		return message{}, errNoSecret
+	}
+	if s.hasBatches() {
+		a, broken, _ := s.array([]*delivery{d})
+		if len(broken) > 0 {
+			return message{}, errNotRendered
+		}
+		return a.message(a.whole()), nil
+	}
+	body, err := d.event.body(s.format, s.target)
+	return message{id: d.event.publicID(), contentType: s.format.ContentType, body: body}, err
+}
+
+// attempt makes one request about one delivery and says what came of it.
+func (s *sender) attempt(to *subscription, d *delivery) outcome {
+	m, err := to.message(d)
+	if err != nil {
+		return outcome{delivery: d, word: requestOutcome(err), startedAt: time.Now()}
+	}
+	o, answer := s.post(to, m)
+	o.delivery = d
+	if to.hasBatches() {
+		o.batchID, o.jitter = batchID([]*delivery{d}), jitter()
+		if failedIDs(answer)[d.event.publicID()] {
+			o.word = outcomePartialFailure
+		}
+	}
+	return o
+}
+
+// post makes one request and says what came of it, and, of a success, what was answered as far as it is asked for. It never
+// follows a redirect, and the whole of it, reading the answer too, ends with the subscription's timeout.
+func (s *sender) post(to *subscription, m message) (o outcome, answer []byte) {
+	o = outcome{startedAt: time.Now(), retryAfter: to.format.RetryAfter}
 	s.connected.Store(false)
 	s.timer.Reset(to.timeout)
 	defer func() {
@@ -70,34 +114,41 @@ func (s *sender) attempt(to *subscription, d *delivery) (o outcome) {
 			s.renew()
 		}
 	}()
-	request, err := s.request(to, d, o.startedAt)
+	request, err := s.request(to, m, o.startedAt)
 	if err != nil {
 		o.word = requestOutcome(err)
-		return o
+		return o, nil
 	}
 	if s.show != nil {
 		s.show(request)
 	}
 	if !s.client.policy.AllowsScheme(request.URL.Scheme, to.allowsHTTP) {
 		o.word = outcomeBlockedAddress
-		return o
+		return o, nil
 	}
 	response, err := s.client.transports.of(to.scope).RoundTrip(request)
 	if err != nil {
 		o.word = errorOutcome(err, s.connected.Load())
 		o.duration = time.Since(o.startedAt)
-		return o
+		return o, nil
 	}
 	defer response.Body.Close() //nolint:errcheck // nothing to do about it
-	var answer []byte
 	// After 101 the body is the raw connection, which no deadline bounds: it is never read.
-	if response.StatusCode != http.StatusSwitchingProtocols {
+	switch {
+	case response.StatusCode == http.StatusSwitchingProtocols:
+	case m.mostRead > 0 && response.StatusCode >= 200 && response.StatusCode <= 299:
+		answer, _ = io.ReadAll(io.LimitReader(response.Body, m.mostRead)) // what came is what was said
+		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), s.client.excerptBytes)]), to.hidden)
+	default:
 		answer = s.read(response.Body)
 		o.excerpt = hide(bytes.Clone(answer[:min(len(answer), s.client.excerptBytes)]), to.hidden)
 	}
 	o.answered(to.format, to.only200, response, answer)
 	o.duration = time.Since(o.startedAt)
-	return o
+	if m.mostRead == 0 || !o.delivered() {
+		answer = nil
+	}
+	return o, answer
 }
 
 // requestOutcome is the word for a request that could not be made.
@@ -118,19 +169,13 @@ func (s *sender) read(body io.Reader) []byte {
 	return s.answer[:n]
 }
 
-var errNoFormat = errors.New("its format is of a newer version")
+var (
+	errNoFormat    = errors.New("its format is of a newer version")
+	errNotRendered = errors.New("the event cannot be rendered")
+)
 
-func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Request, error) {
-	if to.format.Render == nil {
-		return nil, errNoFormat
-	}
-	if len(to.keys) == 0 { // then its secrets are not there either
-		return nil, errNoSecret
-	}
-	body, err := d.event.body(to.format, to.target)
-	if err != nil {
-		return nil, err
-	}
+func (s *sender) request(to *subscription, m message, now time.Time) (*http.Request, error) {
+	body := m.body
 	target, err := to.address()
 	if err != nil {
 		return nil, err
@@ -145,12 +190,12 @@ func (s *sender) request(to *subscription, d *delivery, now time.Time) (*http.Re
 	for name, value := range to.headers {
 		request.Header.Set(name, value)
 	}
-	values := []string{to.format.ContentType, s.client.userAgent}
+	values := []string{m.contentType, s.client.userAgent}
 	request.Header["Content-Type"], request.Header["User-Agent"] = values[:1:1], values[1:]
 	// Set and empty, so not sent: net/http then takes the request for repeatable, and tries again by itself when a
 	// kept connection turns out to be closed. Receivers know a repetition by webhook-id.
 	request.Header["Idempotency-Key"] = nil
-	return request, signAll(request.Header, to, d.event.publicID(), now, body)
+	return request, signAll(request.Header, to, m.id, now, body)
 }
 
 // signAll sets what receivers verify by. The services behind the other channels have no secret to verify with, so they get none.

@@ -31,7 +31,8 @@ type subscription struct {
 	hidden     [][]byte // must not come back in excerpts
 	keys       [][]byte // newest first; none: no request may be made
 	timeout    time.Duration
-	only200    bool // another 2xx is a failure
+	batch      *batching // nil: one event a request
+	only200    bool      // another 2xx is a failure
 	mayStart   bool
 	pace       *pace // nil: no limit
 	reloadAt   time.Time
@@ -47,7 +48,7 @@ func (s *subscription) in(name string) *subscription {
 		f = format.Format{}
 	}
 	return &subscription{
-		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout,
+		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout, batch: s.batch,
 	}
 }
 
@@ -160,6 +161,9 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		only200:    row.SuccessRule == "200",
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),
+	}
+	if row.BatchMaxEvents > 0 {
+		s.batch = &batching{int(row.BatchMaxEvents), time.Duration(row.BatchMaxWaitMS) * time.Millisecond}
 	}
 	s.format, _ = format.Find(row.Format) // one that this version does not know renders nothing
 	if s.format.Channel != row.ChannelType {

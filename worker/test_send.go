@@ -87,7 +87,12 @@ func (w *Worker) attemptTest(ctx context.Context, row db.ClaimTestDeliveriesRow)
 		o = sender.attempt(s, d)
 		return o, request
 	}
-	made, err := sender.request(s, d, time.Now())
+	m, err := s.message(d)
+	if err != nil {
+		failed.word = requestOutcome(err)
+		return failed, request
+	}
+	made, err := sender.request(s, m, time.Now())
 	if err != nil {
 		failed.word = requestOutcome(err)
 		return failed, request

@@ -57,7 +57,8 @@ type Worker struct {
 	state    pulseState
 	cache    *subscriptionCache
 	client   *client
-	started  chan *delivery // taken by a sender that has nothing to do
+	batches  *batches
+	started  chan job // taken by a sender that has nothing to do
 	outcomes chan outcome
 	returns  chan returned
 
@@ -120,7 +121,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		leases:   newLeases(),
 		headless: newHeadless(),
 		client:   newClient(cfg),
-		started:  make(chan *delivery),
+		started:  make(chan job),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
 		returns:  make(chan returned, cfg.MaxInFlight),
 		busy:     make(chan struct{}, 1),
@@ -128,6 +129,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		tests:    make(chan struct{}, 1),
 		due:      make(chan struct{}, 1),
 	}
+	w.batches = newBatches(w)
 	w.state.changed = make(chan struct{}, 1)
 	w.deaf.Store(pool.Pooled())
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
@@ -190,7 +192,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var lasting, loops errgroup.Group
-	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.order} {
+	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.order, w.batches.run} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
 	if w.state.crew() > 1 {
@@ -233,13 +235,16 @@ func (w *Worker) Ready() error {
 	return w.state.alive(time.Now())
 }
 
-// finish waits for the requests in flight, at most the grace and the moment that aborted ones need.
+// finish sends what waits for a batch, and waits for the requests in flight, at most the grace and the moment that aborted
+// ones need.
 func (w *Worker) finish(abort func()) {
+	w.batches.hurry()
 	if w.leases.waitEmpty(w.cfg.Grace) {
 		return
 	}
 	w.cfg.Log.Warn("grace is over: aborting requests in flight", "deliveries", w.leases.held())
 	abort()
+	w.putBack(w.batches.takeAllBack(), 0)
 	w.leases.waitEmpty(5 * time.Second)
 }
 

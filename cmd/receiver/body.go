@@ -44,6 +44,9 @@ func (v *Receiver) readBody(to *Receipt) error {
 		return fmt.Errorf("webhook-id is %s but the body's id is %s", to.ID, first.ID)
 	}
 	to.Type, to.Test = first.Type, first.Test
+	for _, event := range events {
+		to.Events = append(to.Events, event.ID)
+	}
 	return nil
 }
 

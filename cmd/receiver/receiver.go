@@ -24,6 +24,7 @@ type Receipt struct {
 	ID     string // webhook-id
 	Type   string // in the words of the format; of an array, that of its first event
 	Test   bool
+	Events []string // the ids in the body; "" where the format has none
 	Body   []byte
 	Header http.Header
 	At     time.Time

@@ -34,7 +34,7 @@ GRANT SELECT ON mailhook.goose_db_version, mailhook.installation, mailhook.event
   mailhook.unfinished_deliveries TO mailhook_api;
 GRANT UPDATE (secret_key_id) ON mailhook.installation TO mailhook_api;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailhook.accounts, mailhook.subscription_health TO mailhook_api;
-GRANT SELECT, INSERT, UPDATE (next_attempt_at) ON mailhook.deliveries TO mailhook_api;
+GRANT SELECT, INSERT, UPDATE (next_attempt_at, batch_id) ON mailhook.deliveries TO mailhook_api;
 GRANT SELECT, DELETE ON mailhook.dead_letters, mailhook.quarantine TO mailhook_api;
 GRANT SELECT, INSERT, UPDATE (state) ON mailhook.replays TO mailhook_api;
 GRANT SELECT, INSERT, DELETE ON mailhook.test_deliveries TO mailhook_api;

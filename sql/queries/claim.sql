@@ -3,6 +3,9 @@
 -- oldest first. A closed-off subscription (paused, suspended, circuit open, asked to wait, account suspended) costs one
 -- look. Of an open circuit whose pause is over one worker takes one delivery: the probe. What had been held and is
 -- released goes out at a bounded rate, over all workers; what came later does not wait for it.
+-- Of a batch that failed it takes all, or, where another worker is at work on the same subscription, none; deliveries for
+-- batches have free slots of their own (@free_batched), and come with how many requests of their subscription may be
+-- under way here.
 -- It answers the deliveries with their events, where the next walk resumes, whether a subscription had no more room, and
 -- whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 --
@@ -73,19 +76,24 @@ elsewhere AS MATERIALIZED (
 ),
 -- As in dispatch.
 measured AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, h.opened_at, h.release_before,
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
+    CASE WHEN s.batch_max_events IS NOT NULL THEN
+      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
+        s.id, crew.workers, @worker_id::uuid)
+    END AS requests,
     least(
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, @worker_id::uuid),
-      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
+        s.id, crew.workers, @worker_id::uuid) * coalesce(s.batch_max_events, 1),
+      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) * coalesce(s.batch_max_events, 1)
         - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
-      CASE WHEN s.rate_limit_per_second IS NOT NULL THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+      CASE WHEN s.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)::int AS width,
     (@limits::jsonb ->> s.id::text)::int AS slow_limit,
     coalesce((@in_flight::jsonb ->> s.id::text)::int, 0) AS ordinary,
     coalesce((@urgent_in_flight::jsonb ->> s.id::text)::int, 0) AS urgent
   FROM named AS w
   CROSS JOIN LATERAL (
-    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types
+    SELECT b.id, b.account_id, b.status, b.deleted_at, b.timeout, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events
     FROM mailhook.subscriptions AS b
     WHERE b.id = w.subscription_id
     OFFSET 0
@@ -101,11 +109,13 @@ measured AS MATERIALIZED (
     AND s.deleted_at IS NULL
     AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
     AND coalesce(greatest(h.open_until, h.wait_until), '-infinity') <= statement_timestamp()
+    -- Two workers would each get a part of a batch.
+    AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
 ),
 -- No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 open AS MATERIALIZED (
   SELECT m.*,
-    least(@max_of_each::int, CASE WHEN @is_urgent::boolean
+    least(greatest(@max_of_each::int, m.batch_max_events), CASE WHEN @is_urgent::boolean
       THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END) AS room
@@ -140,26 +150,27 @@ gated AS MATERIALIZED (
 -- What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 -- and of a rate limit, and what came later, which so does not wait for it.
 spans AS MATERIALIZED (
-  SELECT o.subscription_id, o.step, coalesce(sqlc.narg('since')::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room, false AS is_release
+  SELECT o.subscription_id, o.step, coalesce(sqlc.narg('since')::timestamptz, '-infinity') AS due_after, statement_timestamp() AS due_by, o.room, false AS is_release,
+    o.requests IS NOT NULL AS is_batched
   FROM open AS o
   WHERE o.opened_at IS NULL AND o.release_before IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1, false
+  SELECT o.subscription_id, o.step, '-infinity', statement_timestamp(), 1, false, o.requests IS NOT NULL
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NOT NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least((o.room + 1) / 2, g.released), true
+  SELECT o.subscription_id, o.step, '-infinity', least(o.release_before, statement_timestamp()), least((o.room + 1) / 2, g.released), true, o.requests IS NOT NULL
   FROM open AS o
   JOIN gated AS g ON g.subscription_id = o.subscription_id AND g.opened_at IS NULL
   UNION ALL
-  SELECT o.subscription_id, o.step, greatest(o.release_before, sqlc.narg('since')::timestamptz), statement_timestamp(), o.room - coalesce(least((o.room + 1) / 2, g.released), 0), false
+  SELECT o.subscription_id, o.step, greatest(o.release_before, sqlc.narg('since')::timestamptz), statement_timestamp(), o.room - coalesce(least((o.room + 1) / 2, g.released), 0), false, o.requests IS NOT NULL
   FROM open AS o
   LEFT JOIN gated AS g ON g.subscription_id = o.subscription_id
   WHERE o.opened_at IS NULL AND o.release_before IS NOT NULL
 ),
-locked AS MATERIALIZED (
-  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release
-  FROM (SELECT spans.* FROM spans ORDER BY spans.step) AS p -- in their turn, where the slots run out
+single AS MATERIALIZED (
+  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release, NULL::uuid AS batch_id
+  FROM (SELECT spans.* FROM spans WHERE NOT spans.is_batched ORDER BY spans.step) AS p -- in their turn, where the slots run out
   CROSS JOIN LATERAL (
     SELECT d.id, d.event_inserted_at, d.event_id
     FROM mailhook.deliveries AS d
@@ -176,13 +187,51 @@ locked AS MATERIALIZED (
   WHERE p.room > 0
   LIMIT @free_slots::int
 ),
--- By bytes, too; the first one always.
+batched AS MATERIALIZED (
+  SELECT due.id, due.event_inserted_at, due.event_id, p.step, p.is_release, due.batch_id
+  FROM (SELECT spans.* FROM spans WHERE spans.is_batched ORDER BY spans.step) AS p
+  CROSS JOIN LATERAL (
+    SELECT d.id, d.event_inserted_at, d.event_id, d.batch_id
+    FROM mailhook.deliveries AS d
+    WHERE d.lease_id IS NULL
+      AND (NOT @is_urgent::boolean OR (mailhook.is_urgent(d.event_type) AND d.subscription_id >= '00000000-0000-0000-0000-000000000000'))
+      AND (d.subscription_id, d.next_attempt_at) > (p.subscription_id, p.due_after)
+      AND (d.subscription_id, d.next_attempt_at) <= (p.subscription_id, p.due_by)
+    ORDER BY d.subscription_id, d.next_attempt_at
+    LIMIT greatest(0, p.room)
+    FOR UPDATE SKIP LOCKED
+  ) AS due
+  WHERE p.room > 0
+  LIMIT @free_batched::int
+),
+-- Their batches as a whole, beyond room and slots: of a subscription that is one batch at most.
+completed AS MATERIALIZED (
+  SELECT whole.id, whole.event_inserted_at, whole.event_id, g.step, g.is_release, g.batch_id
+  FROM (
+    SELECT b.batch_id, min(b.step) AS step, bool_or(b.is_release) AS is_release
+    FROM batched AS b
+    WHERE b.batch_id IS NOT NULL
+    GROUP BY b.batch_id
+  ) AS g
+  CROSS JOIN LATERAL (
+    SELECT d.id, d.event_inserted_at, d.event_id
+    FROM mailhook.deliveries AS d
+    WHERE d.batch_id = g.batch_id AND d.lease_id IS NULL
+    FOR UPDATE SKIP LOCKED
+  ) AS whole
+),
+locked AS MATERIALIZED (
+  SELECT s.* FROM single AS s
+  UNION ALL
+  SELECT b.* FROM batched AS b WHERE b.batch_id IS NULL
+  UNION ALL
+  SELECT c.* FROM completed AS c
+),
+-- By bytes, too; the first one always, and of a batch all where there is space for the first.
 kept AS MATERIALIZED (
   SELECT sized.id, sized.step, sized.is_release
   FROM (
-    SELECT l.id, l.step, l.is_release,
-      row_number() OVER (ORDER BY l.step, l.id) AS nth,
-      sum(coalesce(e.bytes, 0)) OVER (ORDER BY l.step, l.id) AS bytes_so_far
+    SELECT l.id, l.step, l.is_release, rank() OVER by_batch AS nth, sum(coalesce(e.bytes, 0)) OVER by_batch AS bytes_so_far
     FROM locked AS l
     -- OFFSET 0: probed; for a join the planner may read all events.
     LEFT JOIN LATERAL (
@@ -191,6 +240,7 @@ kept AS MATERIALIZED (
       WHERE x.inserted_at = l.event_inserted_at AND x.id = l.event_id
       OFFSET 0
     ) AS e ON true
+    WINDOW by_batch AS (ORDER BY l.step, l.batch_id, CASE WHEN l.batch_id IS NULL THEN l.id END)
   ) AS sized
   WHERE sized.nth = 1 OR sized.bytes_so_far <= @max_bytes::bigint
 ),
@@ -214,7 +264,20 @@ claimed AS (
   UPDATE mailhook.deliveries AS d
   SET leased_by = @worker_id::uuid, lease_id = @lease_id::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key, d.batch_id
+),
+-- How many requests of each subscription with batches may be under way here.
+batching AS MATERIALIZED (
+  SELECT coalesce(jsonb_object_agg(o.subscription_id, o.requests), '{}') AS requests
+  FROM open AS o
+  WHERE o.requests IS NOT NULL AND o.step IN (SELECT k.step FROM kept AS k)
+),
+-- Where the slots of either kind or the bytes ran out.
+ended AS MATERIALIZED (
+  SELECT least(
+    CASE WHEN (SELECT count(*) FROM single) >= @free_slots::int THEN (SELECT max(s.step) FROM single AS s) END,
+    CASE WHEN (SELECT count(*) FROM batched) >= @free_batched::int THEN (SELECT max(b.step) FROM batched AS b) END,
+    CASE WHEN (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked) THEN (SELECT max(k.step) FROM kept AS k) END) AS step
 )
 SELECT resume.subscription_id AS resume_after,
   resume.limited,
@@ -222,6 +285,9 @@ SELECT resume.subscription_id AS resume_after,
   statement_timestamp()::timestamptz AS claimed_at,
   resume.crowded,
   c.id AS delivery_id,
+  c.batch_id,
+  coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
+  coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
@@ -244,8 +310,7 @@ FROM (
   -- Where the slots or the bytes ran out, else where the steps ran out, else the zero id: start over.
   SELECT coalesce(
     CASE WHEN sqlc.narg('since')::timestamptz IS NOT NULL THEN '00000000-0000-0000-0000-000000000000'
-      WHEN (SELECT count(*) FROM locked) >= @free_slots::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked)
-      THEN (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT max(k.step) FROM kept AS k)) END,
+      ELSE (SELECT o.subscription_id FROM open AS o WHERE o.step = (SELECT e.step FROM ended AS e)) END,
     (SELECT w.subscription_id FROM walked AS w WHERE w.step = @max_steps::int),
     '00000000-0000-0000-0000-000000000000')::uuid AS subscription_id,
   ARRAY(
@@ -270,7 +335,10 @@ FROM (
       AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
   ) OR (SELECT count(*) FROM recent) >= 2000
     OR (sqlc.narg('since')::timestamptz IS NOT NULL
-      AND ((SELECT count(*) FROM locked) >= @free_slots::int OR (SELECT count(*) FROM kept) < (SELECT count(*) FROM locked))))::boolean AS limited
+      AND (SELECT e.step FROM ended AS e) IS NOT NULL)
+    -- Those for batches wait for slots of theirs, or those without for theirs.
+    OR (@free_batched::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE p.is_batched AND p.room > 0))
+    OR (@free_slots::int <= 0 AND EXISTS (SELECT FROM spans AS p WHERE NOT p.is_batched AND p.room > 0)))::boolean AS limited
 ) AS resume
 LEFT JOIN claimed AS c ON true
 LEFT JOIN LATERAL (

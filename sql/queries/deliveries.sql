@@ -175,10 +175,11 @@ ORDER BY a.id DESC;
 -- name: LockDelivery :exec
 SELECT pg_advisory_xact_lock(hashtextextended((@id::uuid)::text, 1));
 
--- HurryDelivery makes a waiting delivery due now; nothing for one that is under way, has ended, or is blocked.
+-- HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way,
+-- has ended, or is blocked.
 -- name: HurryDelivery :execrows
 UPDATE mailhook.deliveries AS d
-SET next_attempt_at = statement_timestamp()
+SET next_attempt_at = statement_timestamp(), batch_id = CASE WHEN d.batch_id IS NOT NULL THEN d.id END
 WHERE d.id = @id AND d.lease_id IS NULL AND d.next_attempt_at < 'infinity';
 
 -- IsPairUnfinished says whether an event has an unfinished delivery to a subscription.

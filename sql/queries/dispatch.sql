@@ -2,7 +2,10 @@
 -- below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 -- already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 -- It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
--- them (the first by id) lists the leased deliveries: three arrays of the same length.
+-- them (the first by id) lists the leased deliveries: three arrays of the same length; and the subscriptions that get
+-- batches, with how many requests of each may be under way here. Deliveries for batches have free slots of their own
+-- (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
+-- bounded by the worker.
 --
 -- @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
 --
@@ -136,7 +139,7 @@ logged AS (
 -- gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 -- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types,
+  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
     mailhook.order_key(s.ordering, a.message_id, a.recipient) AS order_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
@@ -156,7 +159,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -212,9 +215,10 @@ elsewhere AS MATERIALIZED (
 measured AS MATERIALIZED (
   SELECT r.*,
     least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid),
-      r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
-      CASE WHEN r.rate_limit_per_second IS NOT NULL THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) END)::int AS width,
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) * coalesce(r.batch_max_events, 1),
+      r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      CASE WHEN r.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
     (@limits::jsonb ->> r.subscription_id::text)::int AS slow_limit,
     coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
     coalesce((@urgent_in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
@@ -240,7 +244,11 @@ inserted AS (
     CASE WHEN f.leased THEN @lease_id::uuid END,
     f.order_key
   FROM (
-    SELECT y.*, row_number() OVER in_order AS nth_of_all, y.has_room AND sum(y.has_room::int) OVER in_order <= @free_slots::int AS leased
+    SELECT y.*, row_number() OVER in_order AS nth_of_all,
+      y.has_room AND CASE
+        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= @free_slots::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= @free_batched::int
+      END AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
@@ -248,6 +256,16 @@ inserted AS (
 ),
 blocked AS MATERIALIZED (
   SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
+),
+batching AS MATERIALIZED (
+  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, @worker_id::uuid) AS requests
+  FROM (
+    SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
+    FROM roomy AS y
+    WHERE y.batch_max_events IS NOT NULL
+    GROUP BY y.subscription_id
+  ) AS b
+  CROSS JOIN crew
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -265,13 +283,16 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.is_duplicate::boolean AS is_duplicate,
   mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
   (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
+  (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
   (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
 FROM accepted AS a;
 
 -- PeekOutbox is the first id that a dispatch would take; no row when there is none. The row may be locked.

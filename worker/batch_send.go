@@ -1,0 +1,175 @@
+package worker
+
+import (
+	"context"
+	"math/bits"
+	"slices"
+	"time"
+)
+
+// batchExcerpt is how much of an answer is kept with each of several deliveries of one request.
+const batchExcerpt = 256
+
+// deliverBatch is the whole way of deliveries that go together, in a slot that is theirs: as deliver.
+func (w *Worker) deliverBatch(ctx context.Context, sender *sender, deliveries []*delivery) {
+	id, took := deliveries[0].subscriptionID, time.Duration(0)
+	slices.SortFunc(deliveries, byEvent)
+	for len(deliveries) > 0 {
+		s, delay := w.turn(ctx, deliveries[0])
+		if s == nil || s.batch == nil {
+			if s != nil {
+				delay = time.Second // changed: each gets a slot the next time
+			}
+			w.putBack(deliveries, delay)
+			break
+		}
+		a, broken, rest := s.array(deliveries)
+		t := &trial{w: w, ctx: ctx, sender: sender, array: a}
+		t.run()
+		w.putBack(t.unmade, 0)
+		w.conclude(append(t.outcomes, unrenderable(broken)...))
+		took, deliveries = max(took, t.took), rest
+		if t.isClosed {
+			w.putBack(w.batches.takeBack(id), time.Second) // by then it is recorded what holds them
+		}
+	}
+	w.leases.end(id, took)
+	w.batches.ended(id)
+}
+
+// conclude hands over what came of deliveries that went together.
+func (w *Worker) conclude(outcomes []outcome) {
+	deliveries := make([]*delivery, len(outcomes))
+	words := map[string]int{}
+	for i, o := range outcomes {
+		deliveries[i] = o.delivery
+		words[o.word]++
+		w.outcomes <- o // waits while recording does not keep up
+	}
+	for word, n := range words {
+		w.metrics.attempts.WithLabelValues(word).Add(float64(n))
+	}
+	w.leases.sent(deliveries)
+}
+
+func unrenderable(deliveries []*delivery) []outcome {
+	outcomes := make([]outcome, len(deliveries))
+	for i, d := range deliveries {
+		alone := []*delivery{d}
+		outcomes[i] = outcome{delivery: d, word: outcomeRenderFailed, startedAt: time.Now(), batchID: batchID(alone), jitter: jitter(), uncounted: i > 0}
+	}
+	return outcomes
+}
+
+// A trial is the attempt of a batch. One that is refused is cut in halves, and these again, the longest first, so that an
+// event that the receiver will not have is found and all others are delivered: one of n takes 2·log2 n requests. Those are
+// made one after the other in the slot of the batch, and no more of them: what is left is put off in the parts that it was
+// cut into, and cut further the next time.
+type trial struct {
+	w      *Worker
+	ctx    context.Context
+	sender *sender
+	array  *array
+
+	outcomes []outcome     // of each delivery, that of the last request that carried it
+	unmade   []*delivery   // no attempt was made: the process ends
+	took     time.Duration // the longest of the requests
+	isClosed bool          // the receiver wants nothing for now
+}
+
+func (t *trial) run() {
+	n := len(t.array.deliveries)
+	if n == 0 {
+		return
+	}
+	t.outcomes = make([]outcome, n)
+	parts := []part{t.array.whole()}
+	for budget := 2*bits.Len(uint(n-1)) + 2; budget > 0 && len(parts) > 0; budget-- {
+		var p part
+		p, parts = takeLongest(parts)
+		o, ok := t.try(p)
+		if !ok {
+			parts = append(parts, p)
+			break
+		}
+		switch {
+		case o.delivered():
+			continue
+		case o.refuses() && p.len() > 1:
+			parts = append(parts, p.halves()...)
+			continue
+		}
+		t.putOff(t.array.deliveries[p.from:p.to], p.from)
+		if !o.refuses() { // about the endpoint: more requests would end the same way
+			break
+		}
+	}
+	if t.outcomes[0].delivery == nil {
+		t.outcomes, t.unmade = nil, t.array.deliveries
+		return
+	}
+	for _, p := range parts {
+		t.putOff(t.array.deliveries[p.from:p.to], p.from)
+	}
+	t.countOnce()
+}
+
+// try makes the request about a part and notes what came of it, for each of its deliveries. Not ok: none was made.
+func (t *trial) try(p part) (outcome, bool) {
+	isFirst := p == t.array.whole()
+	if !isFirst {
+		if s, _ := t.w.turn(t.ctx, t.array.deliveries[0]); s == nil {
+			return outcome{}, false
+		}
+	}
+	o, answer := t.sender.post(t.array.to, t.array.message(p))
+	if t.ctx.Err() != nil && !o.delivered() {
+		return outcome{}, false // we gave up, not the receiver
+	}
+	t.took = max(t.took, o.duration)
+	// What else waits for a dead endpoint would take the place of others here: the database knows what to hold.
+	t.isClosed = t.isClosed || o.slows() || o.suspends() || !o.delivered() && !o.refuses() && o.duration > slowAfter
+	t.w.metrics.batchEvents.Observe(float64(p.len()))
+	t.w.metrics.attemptSeconds.Observe(o.duration.Seconds())
+	if p.len() > 1 && len(o.excerpt) > batchExcerpt {
+		o.excerpt = o.excerpt[:batchExcerpt]
+	}
+	failed := failedIDs(answer)
+	var again []*delivery
+	for i := p.from; i < p.to; i++ {
+		d := t.array.deliveries[i]
+		t.outcomes[i] = o
+		t.outcomes[i].delivery = d
+		if len(failed) > 0 && failed[d.event.publicID()] {
+			t.outcomes[i].word = outcomePartialFailure
+			again = append(again, d)
+		}
+	}
+	if len(again) > 0 {
+		t.putOff(again, p.from)
+	}
+	return o, true
+}
+
+// putOff lets deliveries, which are in the array from a place on, go together the next time.
+func (t *trial) putOff(deliveries []*delivery, from int) {
+	id, by := batchID(deliveries), jitter()
+	for _, d := range deliveries {
+		for t.outcomes[from].delivery != d {
+			from++
+		}
+		t.outcomes[from].batchID, t.outcomes[from].jitter = id, by
+	}
+}
+
+// countOnce: however many requests and deliveries failed, they are one failure of the endpoint, and none where anything
+// was delivered.
+func (t *trial) countOnce() {
+	counted := slices.ContainsFunc(t.outcomes, outcome.delivered)
+	for i := range t.outcomes {
+		if !t.outcomes[i].delivered() {
+			t.outcomes[i].uncounted = counted
+			counted = true
+		}
+	}
+}
