@@ -212,9 +212,6 @@ const bulkSQL = `INSERT INTO %s (account_id, event_type, recipient, message_id, 
 	SELECT 'a' || n %% $3::int, 'email.delivered', 'user' || n || '@example.com', 'message-' || n, ('{"n":' || n || ',` + eventDetails + `}')::json
 	FROM generate_series($1::int, $2::int) AS n`
 
-// bulkOpensSQL is the same with opens.
-var bulkOpensSQL = strings.ReplaceAll(bulkSQL, "email.delivered", "email.opened")
-
 // A usage is what the processes and the database have used up to now.
 type usage struct {
 	postgresCPU, contestantCPU time.Duration

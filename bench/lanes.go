@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -112,7 +113,7 @@ func (d *database) queueOpens(ctx context.Context, n int) error {
 	time.Sleep(time.Second) // the worker asks twice a second
 	const step = 100_000
 	for from := 1; from <= n; from += step {
-		if err := d.exec(ctx, fmt.Sprintf(bulkOpensSQL, outbox), from, min(n, from+step-1), accounts); err != nil {
+		if err := d.exec(ctx, strings.ReplaceAll(fmt.Sprintf(bulkSQL, outbox), "email.delivered", "email.opened"), from, min(n, from+step-1), accounts); err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,7 @@ func (w *Worker) dispatchUrgent(ctx, requests context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for more := true; more; {
+		for more := true; more && ctx.Err() == nil && w.mayLease(); {
 			var err error
 			if more, err = l.look(ctx); err != nil {
 				w.complain(ctx, "dispatch urgent", err)
@@ -87,9 +87,6 @@ func (w *Worker) dispatchUrgent(ctx, requests context.Context) {
 // look takes the urgent rows that are there or come within the patience. It says whether there were any.
 func (l *urgentLane) look(ctx context.Context) (bool, error) {
 	w := l.d.w
-	if ctx.Err() != nil || !w.mayLease() {
-		return false, nil
-	}
 	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
 	if room.urgent <= 0 || room.urgentBytes <= 0 {
 		select {
