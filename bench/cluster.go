@@ -144,6 +144,7 @@ type market struct {
 	eventType      string
 	url            func(i int) string
 	maxInFlight    int // of a subscription; 0 is the default
+	ordering       string
 	maxEvents      int // in a request; 0: no batches
 }
 
@@ -183,11 +184,11 @@ func (c *cluster) subscribe(ctx context.Context, pool *pgxpool.Pool, m market) e
 		if m.maxEvents > 0 {
 			batch, wait = m.maxEvents, time.Second
 		}
-		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32), batch, wait, then, then}
+		subscriptions[i] = []any{id, m.prefix + strconv.Itoa(i%m.accounts), m.url(i), []string{m.eventType}, cmp.Or(m.maxInFlight, 32), cmp.Or(m.ordering, "none"), batch, wait, then, then}
 		secrets[i] = []any{id, c.ring.First().ID, c.ring.First().Seal(db.SealedSecret, id, []byte(secret))}
 	}
 	if _, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscriptions"},
-		[]string{"id", "account_id", "url", "event_types", "max_in_flight", "batch_max_events", "batch_max_wait", "created_at", "updated_at"}, pgx.CopyFromRows(subscriptions)); err != nil {
+		[]string{"id", "account_id", "url", "event_types", "max_in_flight", "ordering", "batch_max_events", "batch_max_wait", "created_at", "updated_at"}, pgx.CopyFromRows(subscriptions)); err != nil {
 		return err
 	}
 	_, err := pool.CopyFrom(ctx, pgx.Identifier{"mailhook", "subscription_secrets"}, []string{"subscription_id", "key_id", "sealed"}, pgx.CopyFromRows(secrets))

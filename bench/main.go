@@ -83,6 +83,7 @@ func (b *bench) rows() []row {
 		{"slow-neighbours", "live traffic beside endpoints that answer after 5 s", b.slowNeighbours},
 		{"subscriptions", "100,000 subscriptions, and 1,000 of one account of which 3 match", b.subscriptions},
 		{"backlog", "5,000,000 events that wait, and 1,000 events × 1,000 matches of one commit", b.backlog},
+		{"ordering", "each recipient's events in order, beside the same in no order", b.ordering},
 		{"two-workers", "two worker processes on one database", b.twoWorkers},
 		{"four-databases", "one worker process for four databases", b.fourDatabases},
 	}

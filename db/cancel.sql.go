@@ -65,7 +65,7 @@ locked AS MATERIALIZED (
 ended AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.batch_id, d.created_at
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.batch_id, d.created_at
 )
 INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
   number, ended_as, ended_reason, delivery_created_at)

@@ -279,7 +279,7 @@ claimed AS (
   UPDATE mailhook.deliveries AS d
   SET leased_by = $7::uuid, lease_id = $14::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.batch_id
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key, d.batch_id
 ),
 batching AS MATERIALIZED (
   SELECT coalesce(jsonb_object_agg(o.subscription_id, o.requests), '{}') AS requests
@@ -303,6 +303,7 @@ SELECT resume.subscription_id AS resume_after,
   coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
+  coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
   coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,
@@ -390,6 +391,7 @@ type ClaimRow struct {
 	IsProbe         bool
 	SubscriptionID  uuid.UUID
 	Attempt         int32
+	OrderKey        int64
 	AccountID       string
 	EventType       string
 	IsUrgent        bool
@@ -474,6 +476,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.IsProbe,
 			&i.SubscriptionID,
 			&i.Attempt,
+			&i.OrderKey,
 			&i.AccountID,
 			&i.EventType,
 			&i.IsUrgent,

@@ -49,7 +49,7 @@ func (q *Queries) GetRetryTarget(ctx context.Context, arg GetRetryTargetParams) 
 }
 
 const getUnfinishedDelivery = `-- name: GetUnfinishedDelivery :one
-SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.last_outcome, u.created_at, u.status, u.held_reason
+SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.is_blocked, u.last_outcome, u.created_at, u.status, u.held_reason
 FROM mailhook.unfinished_deliveries AS u
 WHERE u.id = $1
   AND ($2::text IS NULL OR u.account_id = $2::text)
@@ -73,6 +73,7 @@ func (q *Queries) GetUnfinishedDelivery(ctx context.Context, arg GetUnfinishedDe
 		&i.EventType,
 		&i.Attempt,
 		&i.NextAttemptAt,
+		&i.IsBlocked,
 		&i.LastOutcome,
 		&i.CreatedAt,
 		&i.Status,
@@ -84,11 +85,11 @@ func (q *Queries) GetUnfinishedDelivery(ctx context.Context, arg GetUnfinishedDe
 const hurryDelivery = `-- name: HurryDelivery :execrows
 UPDATE mailhook.deliveries AS d
 SET next_attempt_at = statement_timestamp(), batch_id = CASE WHEN d.batch_id IS NOT NULL THEN d.id END
-WHERE d.id = $1 AND d.lease_id IS NULL
+WHERE d.id = $1 AND d.lease_id IS NULL AND d.next_attempt_at < 'infinity'
 `
 
-// HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way or
-// has ended.
+// HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way,
+// has ended, or is blocked.
 func (q *Queries) HurryDelivery(ctx context.Context, id uuid.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, hurryDelivery, id)
 	if err != nil {
@@ -98,9 +99,16 @@ func (q *Queries) HurryDelivery(ctx context.Context, id uuid.UUID) (int64, error
 }
 
 const insertRetry = `-- name: InsertRetry :one
-INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at)
-VALUES ($1, $2, $3, $4, $5, statement_timestamp(), statement_timestamp())
-RETURNING id
+INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, order_key)
+SELECT $1, $2, $3, $4, $5,
+  CASE WHEN k.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), k.order_key
+FROM (
+  SELECT mailhook.order_key(
+    (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = $1),
+    (SELECT e.message_id FROM mailhook.events AS e WHERE e.inserted_at = $3 AND e.id = $4),
+    (SELECT e.recipient FROM mailhook.events AS e WHERE e.inserted_at = $3 AND e.id = $4)) AS order_key
+) AS k
+RETURNING id, coalesce(order_key, 0)::bigint AS order_key
 `
 
 type InsertRetryParams struct {
@@ -111,8 +119,14 @@ type InsertRetryParams struct {
 	EventType       string
 }
 
-// InsertRetry makes a new delivery of an event, due now.
-func (q *Queries) InsertRetry(ctx context.Context, arg InsertRetryParams) (uuid.UUID, error) {
+type InsertRetryRow struct {
+	ID       uuid.UUID
+	OrderKey int64
+}
+
+// InsertRetry makes a new delivery of an event, due now, or one that is blocked, where it goes in order: Unblock it after
+// the commit. order_key 0: in no order.
+func (q *Queries) InsertRetry(ctx context.Context, arg InsertRetryParams) (InsertRetryRow, error) {
 	row := q.db.QueryRow(ctx, insertRetry,
 		arg.SubscriptionID,
 		arg.AccountID,
@@ -120,9 +134,9 @@ func (q *Queries) InsertRetry(ctx context.Context, arg InsertRetryParams) (uuid.
 		arg.EventID,
 		arg.EventType,
 	)
-	var id uuid.UUID
-	err := row.Scan(&id)
-	return id, err
+	var i InsertRetryRow
+	err := row.Scan(&i.ID, &i.OrderKey)
+	return i, err
 }
 
 const isPairUnfinished = `-- name: IsPairUnfinished :one
@@ -308,7 +322,7 @@ func (q *Queries) ListEndsOfEvent(ctx context.Context, arg ListEndsOfEventParams
 }
 
 const listUnfinishedOfEvent = `-- name: ListUnfinishedOfEvent :many
-SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.last_outcome, u.created_at, u.status, u.held_reason
+SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.is_blocked, u.last_outcome, u.created_at, u.status, u.held_reason
 FROM mailhook.unfinished_deliveries AS u
 WHERE u.event_inserted_at = $1
   AND u.event_id = $2
@@ -348,6 +362,7 @@ func (q *Queries) ListUnfinishedOfEvent(ctx context.Context, arg ListUnfinishedO
 			&i.EventType,
 			&i.Attempt,
 			&i.NextAttemptAt,
+			&i.IsBlocked,
 			&i.LastOutcome,
 			&i.CreatedAt,
 			&i.Status,
@@ -540,7 +555,7 @@ page AS (
   ORDER BY m.id DESC
   LIMIT $9::int
 )
-SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.last_outcome, u.created_at, u.status, u.held_reason, p.is_horizon, p.matches
+SELECT u.id, u.subscription_id, u.account_id, u.event_inserted_at, u.event_id, u.event_type, u.attempt, u.next_attempt_at, u.is_blocked, u.last_outcome, u.created_at, u.status, u.held_reason, p.is_horizon, p.matches
 FROM page AS p
 JOIN mailhook.unfinished_deliveries AS u ON u.id = p.id
 ORDER BY u.id DESC
@@ -595,6 +610,7 @@ func (q *Queries) ScanUnfinishedDeliveries(ctx context.Context, arg ScanUnfinish
 			&i.UnfinishedDelivery.EventType,
 			&i.UnfinishedDelivery.Attempt,
 			&i.UnfinishedDelivery.NextAttemptAt,
+			&i.UnfinishedDelivery.IsBlocked,
 			&i.UnfinishedDelivery.LastOutcome,
 			&i.UnfinishedDelivery.CreatedAt,
 			&i.UnfinishedDelivery.Status,

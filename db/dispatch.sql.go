@@ -143,6 +143,7 @@ logged AS (
 ),
 matched AS (
   SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
+    mailhook.order_key(s.ordering, a.message_id, a.recipient) AS order_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -161,7 +162,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -180,9 +181,20 @@ matched AS (
       s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
+queued AS (
+  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.event_types, f.batch_max_events, f.order_key, f.cap, f.may_start, f.is_first, f.order_key IS NULL OR ($5::boolean AND f.is_first AND coalesce(
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
+    ) IS NULL) AS is_free
+  FROM (
+    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    FROM matched AS m
+  ) AS f
+  OFFSET 0
+),
 ranked AS (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
-  FROM matched AS m
+  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.batch_max_events, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  FROM queued AS q
 ),
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
@@ -192,55 +204,59 @@ elsewhere AS MATERIALIZED (
   FROM (
     SELECT l.subscription_id, count(*) AS n
     FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
     CROSS JOIN LATERAL (
       SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
     ) AS l
-    WHERE $6::boolean
+    WHERE $7::boolean
     GROUP BY l.subscription_id
   ) AS x
 ),
 measured AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.cap, r.may_start, r.nth,
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
     least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $5::uuid) * coalesce(r.batch_max_events, 1),
+      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid) * coalesce(r.batch_max_events, 1),
       r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
       CASE WHEN r.rate_limit_per_second IS NOT NULL
         THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
-    ($7::jsonb ->> r.subscription_id::text)::int AS slow_limit,
-    coalesce(($8::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
-    coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
+    ($8::jsonb ->> r.subscription_id::text)::int AS slow_limit,
+    coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
+    coalesce(($10::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
 roomy AS MATERIALIZED (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.cap, m.may_start, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
-    m.may_start AND m.nth <= CASE WHEN $10::boolean
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
+    m.may_start AND m.is_free AND m.nth <= CASE WHEN $11::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END AS has_room
   FROM measured AS m
 ),
 inserted AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
+  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT ($11::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
-    statement_timestamp(), statement_timestamp(),
-    CASE WHEN f.leased THEN $5::uuid END,
-    CASE WHEN f.leased THEN $12::uuid END
+  SELECT ($12::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+    CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
+    CASE WHEN f.leased THEN $6::uuid END,
+    CASE WHEN f.leased THEN $13::uuid END,
+    f.order_key
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.cap, y.may_start, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
-        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $13::int
-        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $14::int
+        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $14::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $15::int
       END AS leased
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
-  RETURNING id, subscription_id, event_id, lease_id
+  RETURNING id, subscription_id, event_id, lease_id, order_key, next_attempt_at
+),
+blocked AS MATERIALIZED (
+  SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 ),
 batching AS MATERIALIZED (
-  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $5::uuid) AS requests
+  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $6::uuid) AS requests
   FROM (
     SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
     FROM roomy AS y
@@ -269,6 +285,10 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
+  (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
 FROM accepted AS a
@@ -279,6 +299,7 @@ type DispatchParams struct {
 	MaxRows        int32
 	AfterID        int64
 	MaxBytes       int64
+	InTurn         bool
 	WorkerID       uuid.UUID
 	IsNew          bool
 	Limits         []byte
@@ -292,28 +313,32 @@ type DispatchParams struct {
 }
 
 type DispatchRow struct {
-	ID               int64
-	InsertedAt       time.Time
-	EventType        string
-	OccurredAt       time.Time
-	Recipient        string
-	MessageID        string
-	CampaignID       string
-	SendingDomain    string
-	SendingNode      string
-	Bridge           string
-	DedicatedIP      string
-	Data             []byte
-	IsQuarantined    bool
-	IsDuplicate      bool
-	IsUrgent         bool
-	Deliveries       int64
-	ForBatches       int64
-	DeliveryIDs      []uuid.UUID
-	SubscriptionIDs  []uuid.UUID
-	EventIDs         []int64
-	BatchingIDs      []uuid.UUID
-	BatchingRequests []int32
+	ID                     int64
+	InsertedAt             time.Time
+	EventType              string
+	OccurredAt             time.Time
+	Recipient              string
+	MessageID              string
+	CampaignID             string
+	SendingDomain          string
+	SendingNode            string
+	Bridge                 string
+	DedicatedIP            string
+	Data                   []byte
+	IsQuarantined          bool
+	IsDuplicate            bool
+	IsUrgent               bool
+	Deliveries             int64
+	ForBatches             int64
+	DeliveryIDs            []uuid.UUID
+	SubscriptionIDs        []uuid.UUID
+	EventIDs               []int64
+	OrderKeys              []int64
+	Blocked                int64
+	BlockedSubscriptionIDs []uuid.UUID
+	BlockedOrderKeys       []int64
+	BatchingIDs            []uuid.UUID
+	BatchingRequests       []int32
 }
 
 // Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
@@ -332,6 +357,11 @@ type DispatchRow struct {
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
 // batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
 // subscription has in flight comes as one jsonb object, looked up by key.
+// Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
+// the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
+// see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
+// runs, so they are for Unblock after its commit. A unique violation of deliveries_head_key says that a head came in between,
+// of a replay: run it again.
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
@@ -341,6 +371,7 @@ type DispatchRow struct {
 // The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
 // gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
 // hash the whole table. What mailhook tells about a subscription is not for that subscription.
+// Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
 // Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
@@ -351,6 +382,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 		arg.MaxRows,
 		arg.AfterID,
 		arg.MaxBytes,
+		arg.InTurn,
 		arg.WorkerID,
 		arg.IsNew,
 		arg.Limits,
@@ -390,6 +422,10 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.DeliveryIDs,
 			&i.SubscriptionIDs,
 			&i.EventIDs,
+			&i.OrderKeys,
+			&i.Blocked,
+			&i.BlockedSubscriptionIDs,
+			&i.BlockedOrderKeys,
 			&i.BatchingIDs,
 			&i.BatchingRequests,
 		); err != nil {

@@ -79,7 +79,7 @@ WITH ended AS (
       SELECT y.id FROM mailhook.deliveries AS y WHERE y.event_inserted_at = k.inserted_at AND y.event_id = k.id OFFSET 0
     ) AS x
     ORDER BY x.id))
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.batch_id, d.created_at
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.batch_id, d.created_at
 ),
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,

@@ -27,11 +27,19 @@ WHERE h.subscription_id = ANY (ARRAY(
         AND (d.subscription_id, d.next_attempt_at) <= (r.subscription_id, r.release_before)
       ORDER BY d.subscription_id, d.next_attempt_at
       LIMIT 1) IS NULL
+    AND (
+      SELECT d.id
+      FROM mailhook.deliveries AS d
+      WHERE d.attempt >= 0 AND d.next_attempt_at = 'infinity'
+        AND (d.subscription_id, d.created_at) > (r.subscription_id, '-infinity')
+        AND (d.subscription_id, d.created_at) <= (r.subscription_id, r.release_before)
+      ORDER BY d.subscription_id, d.created_at
+      LIMIT 1) IS NULL
   ORDER BY r.subscription_id
   FOR UPDATE SKIP LOCKED))
 `
 
-// EndReleases forgets the releases through which nothing is left to go.
+// EndReleases forgets the releases through which nothing is left to go, blocked ones counted.
 func (q *Queries) EndReleases(ctx context.Context) (int64, error) {
 	result, err := q.db.Exec(ctx, endReleases)
 	if err != nil {
@@ -90,10 +98,10 @@ locked AS MATERIALIZED (
 ended AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = ANY (ARRAY(SELECT l.id FROM locked AS l))
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.batch_id, d.created_at
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.batch_id, d.created_at
 ),
 buried AS MATERIALIZED (
-  SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.next_attempt_at, e.leased_by, e.lease_id, e.last_outcome, e.replay_id, e.batch_id, e.created_at, CASE WHEN l.next_attempt_at <= statement_timestamp() - $1::interval THEN 'expired' ELSE 'overflow' END AS reason
+  SELECT e.id, e.subscription_id, e.account_id, e.event_inserted_at, e.event_id, e.event_type, e.attempt, e.next_attempt_at, e.leased_by, e.lease_id, e.last_outcome, e.replay_id, e.order_key, e.batch_id, e.created_at, CASE WHEN l.next_attempt_at <= statement_timestamp() - $1::interval THEN 'expired' ELSE 'overflow' END AS reason
   FROM ended AS e
   JOIN locked AS l ON l.id = e.id
 ),

@@ -105,7 +105,7 @@ type Subscription struct {
 	BatchMaxEvents *int32
 	// Batches: how long the first event of a batch waits for others.
 	BatchMaxWait *time.Duration
-	// Deliveries of one message, or of one recipient, go one after another; none: in no order.
+	// message, recipient: deliveries of one message, or of one recipient in whatever case, go one after another, those of others beside them; none: in no order.
 	Ordering string
 	// What a channel is told with each message and anybody may read: the sound of pushover, and so on.
 	ChannelSettings []byte
@@ -133,8 +133,10 @@ type UnfinishedDelivery struct {
 	EventType       string
 	Attempt         int32
 	NextAttemptAt   time.Time
-	LastOutcome     *string
-	CreatedAt       time.Time
+	// An earlier delivery of the same message or recipient has not ended; next_attempt_at says nothing then.
+	IsBlocked   bool
+	LastOutcome *string
+	CreatedAt   time.Time
 	// pending, sending or held.
 	Status string
 	// paused, suspended, account or circuit; empty unless held.

@@ -15,7 +15,7 @@ const buryUnrecordable = `-- name: BuryUnrecordable :execrows
 WITH ended AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = $1::uuid AND d.lease_id = $2::uuid
-  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.batch_id, d.created_at
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at, d.leased_by, d.lease_id, d.last_outcome, d.replay_id, d.order_key, d.batch_id, d.created_at
 ),
 logged AS (
   INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,

@@ -15,6 +15,7 @@ const advanceEventReplay = `-- name: AdvanceEventReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
   SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+    (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id) AS ordering,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
     EXISTS (
       SELECT FROM mailhook.subscriptions AS s
@@ -65,16 +66,20 @@ reached AS (
   LIMIT 1
 ),
 inserted AS (
-  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
-  SELECT p.subscription_id, p.account_id, p.inserted_at, p.id, p.event_type, statement_timestamp(), statement_timestamp(), $1::uuid
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
+  SELECT p.subscription_id, p.account_id, p.inserted_at, p.id, p.event_type,
+    CASE WHEN event.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), $1::uuid, event.order_key
   FROM picked AS p
   CROSS JOIN LATERAL (
-    SELECT e.erased_at FROM mailhook.events AS e WHERE e.inserted_at = p.inserted_at AND e.id = p.id FOR SHARE
+    SELECT e.erased_at, mailhook.order_key((SELECT replay.ordering FROM replay), e.message_id, e.recipient) AS order_key
+    FROM mailhook.events AS e
+    WHERE e.inserted_at = p.inserted_at AND e.id = p.id
+    FOR SHARE
   ) AS event
   WHERE event.erased_at IS NULL AND NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = p.inserted_at AND d.event_id = p.id AND d.subscription_id = p.subscription_id)
-  RETURNING id
+  RETURNING id, order_key
 ),
 removed AS (
   DELETE FROM mailhook.dead_letters AS l
@@ -96,7 +101,8 @@ advanced AS (
   WHERE r.id = replay.id
   RETURNING r.state
 )
-SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state
+SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state,
+  ARRAY(SELECT DISTINCT i.order_key FROM inserted AS i WHERE i.order_key IS NOT NULL)::bigint[] AS order_keys
 `
 
 type AdvanceEventReplayParams struct {
@@ -105,8 +111,9 @@ type AdvanceEventReplayParams struct {
 }
 
 type AdvanceEventReplayRow struct {
-	Inserted int64
-	State    string
+	Inserted  int64
+	State     string
+	OrderKeys []int64
 }
 
 // AdvanceEventReplay makes new deliveries of the next events that the subscription matches today. Call it after LockPartitions:
@@ -117,7 +124,7 @@ type AdvanceEventReplayRow struct {
 func (q *Queries) AdvanceEventReplay(ctx context.Context, arg AdvanceEventReplayParams) (AdvanceEventReplayRow, error) {
 	row := q.db.QueryRow(ctx, advanceEventReplay, arg.ID, arg.MaxScanned)
 	var i AdvanceEventReplayRow
-	err := row.Scan(&i.Inserted, &i.State)
+	err := row.Scan(&i.Inserted, &i.State, &i.OrderKeys)
 	return i, err
 }
 
@@ -125,6 +132,7 @@ const advanceExhaustedReplay = `-- name: AdvanceExhaustedReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
   SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
+    (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id) AS ordering,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
     EXISTS (
       SELECT FROM mailhook.subscriptions AS s
@@ -148,18 +156,22 @@ removed AS (
   WHERE l.id = ANY (ARRAY(SELECT p.id FROM picked AS p))
 ),
 inserted AS (
-  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
   -- A pair has several dead letters where its delivery was retried more than once.
-  SELECT DISTINCT ON (p.event_inserted_at, p.event_id) p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type, statement_timestamp(), statement_timestamp(), $1::uuid
+  SELECT DISTINCT ON (p.event_inserted_at, p.event_id) p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type,
+    CASE WHEN event.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), $1::uuid, event.order_key
   FROM picked AS p
   -- Locked, so that an erasure comes before or after.
   LEFT JOIN LATERAL (
-    SELECT e.erased_at FROM mailhook.events AS e WHERE e.inserted_at = p.event_inserted_at AND e.id = p.event_id FOR SHARE
+    SELECT e.erased_at, mailhook.order_key((SELECT replay.ordering FROM replay), e.message_id, e.recipient) AS order_key
+    FROM mailhook.events AS e
+    WHERE e.inserted_at = p.event_inserted_at AND e.id = p.event_id
+    FOR SHARE
   ) AS event ON true
   WHERE event.erased_at IS NULL AND NOT EXISTS (
     SELECT FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = p.event_inserted_at AND d.event_id = p.event_id AND d.subscription_id = p.subscription_id)
-  RETURNING id
+  RETURNING id, order_key
 ),
 advanced AS (
   UPDATE mailhook.replays AS r
@@ -174,34 +186,38 @@ advanced AS (
   WHERE r.id = replay.id
   RETURNING r.state
 )
-SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state
+SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state,
+  ARRAY(SELECT DISTINCT i.order_key FROM inserted AS i WHERE i.order_key IS NOT NULL)::bigint[] AS order_keys
 `
 
 type AdvanceExhaustedReplayRow struct {
-	Inserted int64
-	State    string
+	Inserted  int64
+	State     string
+	OrderKeys []int64
 }
 
 // AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
-// that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it. Call it after
-// LockPartitions: of an event that moves into a new partition meanwhile it would not see whether it is erased.
+// that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it. Those that go in order are
+// inserted blocked, and their keys are answered for Unblock. Call it after LockPartitions: of an event that moves into a new
+// partition meanwhile it would not see whether it is erased.
 func (q *Queries) AdvanceExhaustedReplay(ctx context.Context, id uuid.UUID) (AdvanceExhaustedReplayRow, error) {
 	row := q.db.QueryRow(ctx, advanceExhaustedReplay, id)
 	var i AdvanceExhaustedReplayRow
-	err := row.Scan(&i.Inserted, &i.State)
+	err := row.Scan(&i.Inserted, &i.State, &i.OrderKeys)
 	return i, err
 }
 
 const listRunningReplays = `-- name: ListRunningReplays :many
-SELECT r.id, r.source
+SELECT r.id, r.source, r.subscription_id
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
 ORDER BY r.id
 `
 
 type ListRunningReplaysRow struct {
-	ID     uuid.UUID
-	Source string
+	ID             uuid.UUID
+	Source         string
+	SubscriptionID uuid.UUID
 }
 
 // ListRunningReplays names the replays under way.
@@ -214,7 +230,7 @@ func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysR
 	items := []ListRunningReplaysRow{}
 	for rows.Next() {
 		var i ListRunningReplaysRow
-		if err := rows.Scan(&i.ID, &i.Source); err != nil {
+		if err := rows.Scan(&i.ID, &i.Source, &i.SubscriptionID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

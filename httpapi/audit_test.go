@@ -51,7 +51,7 @@ func TestAuditOfASubscription(t *testing.T) {
 
 	settings := `{"batch":null,"channel":{"auth_type":null,"header_names":["X-Token"],"type":"web","url":"https://example.com/hook"},"event_types":["email.sent"],` +
 		`"filters":{"bridge":["b"],"dedicated_ip":[],"sending_domain":[],"sending_node":[]},"format":"standard","max_in_flight":32,"name":"",` +
-		`"rate_limit_per_second":null,"retry_schedule":"standard","status":"active","status_reason":null,"success":"2xx","timeout":"15s"}`
+		`"ordering":"none","rate_limit_per_second":null,"retry_schedule":"standard","status":"active","status_reason":null,"success":"2xx","timeout":"15s"}`
 	last := strings.NewReplacer(`"bridge":["b"]`, `"bridge":["c"]`, `"name":""`, `"name":"new"`, `"status":"active","status_reason":null`, `"status":"inactive","status_reason":"user"`).Replace(settings)
 	want := []string{
 		`subscription.create it => ` + settings,

@@ -23,10 +23,11 @@ type Delivery struct {
 	EventType      string     `json:"event_type"`
 	Status         string     `json:"status" enum:"pending,sending,held,delivered,exhausted,cancelled"`
 	HeldReason     string     `json:"held_reason,omitempty" enum:"paused,suspended,circuit,account" doc:"When held."`
+	WaitsFor       string     `json:"waits_for,omitempty" enum:"order" doc:"While an earlier delivery of the same message or recipient has not ended, in subscriptions with an ordering."`
 	RetryCount     int32      `json:"retry_count" doc:"Attempts after the first."`
 	LastOutcome    *string    `json:"last_outcome,omitempty" doc:"Of the last attempt."`
 	LastStatusCode *int16     `json:"last_status_code,omitempty" doc:"Of the last attempt. In lists only of deliveries that have ended."`
-	NextAttemptAt  *Timestamp `json:"next_attempt_at,omitempty" doc:"When pending or held; a held one starts once it is released."`
+	NextAttemptAt  *Timestamp `json:"next_attempt_at,omitempty" doc:"When pending or held; a held one starts once it is released. Absent while it waits for its order."`
 	CreatedAt      Timestamp  `json:"created_at"`
 	EndedAt        *Timestamp `json:"ended_at,omitempty"`
 	EndedReason    *string    `json:"ended_reason,omitempty" doc:"Where the outcome does not say it: deactivated, deleted, expired, overflow, permanent (the service behind the channel will never take it) and the like."`
@@ -141,7 +142,9 @@ func (s *server) unfinishedDelivery(row db.UnfinishedDelivery) Delivery {
 		LastOutcome:    row.LastOutcome,
 		CreatedAt:      Timestamp(row.CreatedAt),
 	}
-	if row.Status != "sending" {
+	if row.IsBlocked {
+		delivery.WaitsFor = "order"
+	} else if row.Status != "sending" {
 		delivery.NextAttemptAt = optionalTimestamp(&row.NextAttemptAt)
 	}
 	return delivery

@@ -75,6 +75,7 @@ const (
 	codeSubscriptionDeleted = "subscription_deleted"
 	codeEventDropped        = "event_dropped"
 	codeErasing             = "erasing"
+	codeBlocked             = "blocked"
 	codeTooLarge            = "too_large"
 	codeUnsupportedMedia    = "unsupported_media_type"
 	codeInvalid             = "invalid"
@@ -99,7 +100,7 @@ func statusOf(code string) int {
 		return http.StatusMethodNotAllowed
 	case codeRequestTimeout:
 		return http.StatusRequestTimeout
-	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped, codeErasing:
+	case codeLimitReached, codeInFlight, codeUnfinished, codeInactive, codeSubscriptionDeleted, codeEventDropped, codeErasing, codeBlocked:
 		return http.StatusConflict
 	case codeTooLarge:
 		return http.StatusRequestEntityTooLarge

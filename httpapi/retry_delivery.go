@@ -15,6 +15,7 @@ func (s *server) retryDelivery(ctx context.Context, who caller, in *deliveryPara
 	if err != nil {
 		return nil, notFound()
 	}
+	var ordered *db.UnblockParams
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockDelivery(ctx, id); err != nil {
 			return fmt.Errorf("lock delivery: %w", err)
@@ -26,7 +27,7 @@ func (s *server) retryDelivery(ctx context.Context, who caller, in *deliveryPara
 		if end == nil {
 			out, err = s.hurry(ctx, q, who, delivery, id)
 		} else {
-			out, err = s.redeliver(ctx, q, who, *end)
+			out, ordered, err = s.redeliver(ctx, q, who, *end)
 		}
 		if err != nil {
 			return err
@@ -37,7 +38,30 @@ func (s *server) retryDelivery(ctx context.Context, who caller, in *deliveryPara
 		}
 		return q.NotifyWorkers(ctx, "")
 	})
-	return out, err
+	if err != nil || ordered == nil {
+		return out, err
+	}
+	return s.unblock(ctx, who, *ordered, out)
+}
+
+// unblock makes a new delivery that goes in order due, unless another of its key is unfinished. After the commit: what ended
+// such a one at the same time has not seen the new one.
+func (s *server) unblock(ctx context.Context, who caller, key db.UnblockParams, made *deliveryResponse) (*deliveryResponse, error) {
+	id, err := db.ParseID(db.DeliveryPrefix, made.Body.ID)
+	if err != nil {
+		return nil, fmt.Errorf("parse own id: %w", err)
+	}
+	unblocked, err := s.queries.Unblock(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("unblock delivery: %w", err) // a worker's sweep does it
+	}
+	if unblocked.Unblocked == 0 {
+		return made, nil
+	}
+	if err := s.queries.NotifyWorkers(ctx, ""); err != nil {
+		return nil, fmt.Errorf("notify workers: %w", err)
+	}
+	return s.answerDelivery(ctx, s.queries, who, id, made.Status)
 }
 
 // hurry makes an unfinished delivery due now.
@@ -52,6 +76,9 @@ func (s *server) hurry(ctx context.Context, q *db.Queries, who caller, delivery 
 	}
 	if err := checkTarget(target.SubscriptionStatus); err != nil {
 		return nil, err
+	}
+	if delivery.WaitsFor != "" {
+		return nil, fail(codeBlocked, "an earlier delivery of the same message or recipient has not ended: retry that one, or set ordering to none")
 	}
 	hurried, err := q.HurryDelivery(ctx, id)
 	switch {
@@ -73,33 +100,37 @@ func checkTarget(status string) error {
 	return nil
 }
 
-// redeliver makes a new delivery in place of one that has ended: an id ends once.
-func (s *server) redeliver(ctx context.Context, q *db.Queries, who caller, end db.Attempt) (*deliveryResponse, error) {
+// redeliver makes a new delivery in place of one that has ended: an id ends once. Where it goes in order it answers the key to unblock.
+func (s *server) redeliver(ctx context.Context, q *db.Queries, who caller, end db.Attempt) (*deliveryResponse, *db.UnblockParams, error) {
 	target, err := q.GetRetryTarget(ctx, db.GetRetryTargetParams{SubscriptionID: end.SubscriptionID, EventInsertedAt: end.EventInsertedAt, EventID: end.EventID})
 	if err != nil {
-		return nil, fmt.Errorf("read subscription and event: %w", err)
+		return nil, nil, fmt.Errorf("read subscription and event: %w", err)
 	}
 	if err := checkTarget(target.SubscriptionStatus); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !target.EventExists {
-		return nil, fail(codeEventDropped, "the event is past its retention, or was erased")
+		return nil, nil, fail(codeEventDropped, "the event is past its retention, or was erased")
 	}
 	unfinished, err := q.IsPairUnfinished(ctx, db.IsPairUnfinishedParams{EventInsertedAt: end.EventInsertedAt, EventID: end.EventID, SubscriptionID: end.SubscriptionID})
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("look for unfinished delivery: %w", err)
+		return nil, nil, fmt.Errorf("look for unfinished delivery: %w", err)
 	case unfinished:
-		return nil, fail(codeUnfinished, "another delivery of this event to this subscription is unfinished")
+		return nil, nil, fail(codeUnfinished, "another delivery of this event to this subscription is unfinished")
 	}
-	id, err := q.InsertRetry(ctx, db.InsertRetryParams{
+	made, err := q.InsertRetry(ctx, db.InsertRetryParams{
 		SubscriptionID: end.SubscriptionID, AccountID: end.AccountID, EventInsertedAt: end.EventInsertedAt, EventID: end.EventID, EventType: end.EventType,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("store delivery: %w", err)
+		return nil, nil, fmt.Errorf("store delivery: %w", err)
 	}
 	if err := q.DeleteDeadLetter(ctx, end.DeliveryID); err != nil {
-		return nil, fmt.Errorf("delete dead letter: %w", err)
+		return nil, nil, fmt.Errorf("delete dead letter: %w", err)
 	}
-	return s.answerDelivery(ctx, q, who, id, http.StatusCreated)
+	out, err := s.answerDelivery(ctx, q, who, made.ID, http.StatusCreated)
+	if err != nil || made.OrderKey == 0 {
+		return out, nil, err
+	}
+	return out, &db.UnblockParams{SubscriptionIDs: []uuid.UUID{end.SubscriptionID}, OrderKeys: []int64{made.OrderKey}}, nil
 }

@@ -34,6 +34,7 @@ type SubscriptionInput struct {
 	Success            optional[string]        `json:"success,omitempty" enum:"2xx,200" doc:"Which answers are success: 2xx, or 200 alone; then another 2xx is a failure, http_2xx. Default: 2xx."`
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
+	Ordering           optional[string]        `json:"ordering,omitempty" enum:"none,message,recipient" doc:"Deliveries of one message, or of one recipient, go one after another: a failing one holds up its own only. Default: none."`
 	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
 	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
@@ -145,7 +146,7 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 		}
 	}
 	found = append(found, applyBatch(in.Batch, to)...)
-	return sealed, found
+	return sealed, append(found, applyOrdering(in.Ordering, to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {

@@ -32,6 +32,7 @@ type Subscription struct {
 	Timeout            string        `json:"timeout" example:"15s"`
 	MaxInFlight        int32         `json:"max_in_flight"`
 	RateLimitPerSecond *float64      `json:"rate_limit_per_second"`
+	Ordering           string        `json:"ordering" enum:"none,message,recipient"`
 	Batch              *Batch        `json:"batch" doc:"Several events in one request; null: one event a request."`
 	CreatedAt          Timestamp     `json:"created_at"`
 	UpdatedAt          Timestamp     `json:"updated_at"`
@@ -318,6 +319,7 @@ func subscriptionOf(row db.Subscription) Subscription {
 		Timeout:            formatSeconds(row.Timeout),
 		MaxInFlight:        row.MaxInFlight,
 		RateLimitPerSecond: row.RateLimitPerSecond,
+		Ordering:           row.Ordering,
 		Batch:              batchOf(row),
 		CreatedAt:          Timestamp(row.CreatedAt),
 		UpdatedAt:          Timestamp(row.UpdatedAt),

@@ -120,7 +120,7 @@ func TestProducerMayDoNothingElse(t *testing.T) {
 			WHERE p.pronamespace = 'mailhook'::regnamespace AND p.prorettype <> 'trigger'::regtype
 				AND p.proname NOT IN ('emit', 'emit_safe', 'emit_many', 'emit_many_safe', 'as_time', 'as_json', 'as_jsonb', 'check_event',
 					'event_from_jsonb', 'insert_event', 'is_off', 'count_emit_failure', 'event_id', 'installation_code',
-					'register_event_type', 'store_event_type', 'unregister_event_type')`) {
+					'register_event_type', 'store_event_type', 'unregister_event_type', 'is_urgent')`) {
 		denied = append(denied, "SELECT "+call)
 	}
 	for _, sql := range denied {

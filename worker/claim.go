@@ -257,7 +257,7 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID, urgent bool) 
 		e.Data = nil // its partition is gone: the attempt ends as render_failed
 	}
 	d := &delivery{
-		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, event: e,
+		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, orderKey: row.OrderKey, event: e,
 		requests: int(row.Requests), isProbe: row.IsProbe,
 	}
 	if row.BatchID != nil {

@@ -72,9 +72,10 @@ type delivery struct {
 	id             uuid.UUID
 	leaseID        uuid.UUID
 	subscriptionID uuid.UUID
-	attempt        int  // made before this one
-	claimed        bool // by claim, not by dispatch
-	urgent         bool // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
+	attempt        int   // made before this one
+	claimed        bool  // by claim, not by dispatch
+	urgent         bool  // leased by the urgent lane; an ordinary dispatch may bring urgent events, too
+	orderKey       int64 // 0: in no order
 	event          *event
 
 	// requests is how many with batches of its subscription may be under way in this process; 0: it gets no batches.

@@ -154,6 +154,9 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	signal(d.w.busy)
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
+	if isHeadTaken(err) {
+		return 1, nil // look again at once
+	}
 	if isDataError(err) {
 		return d.halve(ctx, after, probes, rows)
 	}
@@ -249,9 +252,14 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	started := time.Now()
 	var taken []db.DispatchRow
 	err := call(ctx, func(ctx context.Context) (err error) {
-		taken, err = w.urgentQ.Dispatch(ctx, db.DispatchParams{
+		// The urgent lane waits for nobody's turn: what has an order it inserts blocked.
+		q, inTurn := w.urgentQ, w.state.ordered() && !d.urgent
+		if inTurn {
+			q = db.New(db.InTurn(w.urgentPool, dispatchTurn))
+		}
+		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
-			WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(batched), //nolint:gosec // at most MaxInFlight, and targetDeliveries
+			InTurn: inTurn, WorkerID: w.identity.get(), LeaseID: lease, FreeSlots: int32(free), FreeBatched: int32(batched), //nolint:gosec // at most MaxInFlight, and targetDeliveries
 			IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IDPrefix: idPrefix(), IsUrgent: d.urgent,
 		})
 		return err
@@ -267,7 +275,8 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w.start(d.requests, deliveries)
 	d.leftSome = false
 	if len(taken) > 0 {
-		if int(taken[0].Deliveries) > len(deliveries) { // some were written as waiting
+		w.headless.add(blockedKeys(taken)...)
+		if int(taken[0].Deliveries-taken[0].Blocked) > len(deliveries) { // some were written as waiting
 			signal(w.due)
 			forBatches := countBatched(deliveries)
 			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched // and not for their subscription's sake
@@ -324,7 +333,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*
 	deliveries := make([]*delivery, len(listed.DeliveryIDs))
 	for i, id := range listed.DeliveryIDs {
 		to := listed.SubscriptionIDs[i]
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, urgent: urgent, event: events[listed.EventIDs[i]], requests: requests[to]}
+		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, urgent: urgent, orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]], requests: requests[to]}
 	}
 	return deliveries
 }

@@ -15,10 +15,16 @@ import (
 
 // isDataError says whether a statement failed for the values of a row: then repeating it cannot help, and the batch
 // is halved. SQLSTATE classes 22 (data), 23 (constraint) and 54 (limits), and no others: connections, conflicts,
-// resources and shutdowns pass.
+// resources and shutdowns pass. So does a head that came in between.
 func isDataError(err error) bool {
 	code := sqlState(err)
-	return strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23") || strings.HasPrefix(code, "54")
+	return !isHeadTaken(err) && (strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23") || strings.HasPrefix(code, "54"))
+}
+
+// isHeadTaken says whether another delivery of the same key became its head while a statement ran, which did not see it.
+func isHeadTaken(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "23505" && pgErr.ConstraintName == "deliveries_head_key"
 }
 
 // isOutage says whether a statement failed for the database's or the network's sake, and any other would have:

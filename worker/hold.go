@@ -28,9 +28,14 @@ func (w *Worker) hold(ctx context.Context) {
 		expiredAt = time.Now()
 		if w.mayExpire(ctx) {
 			keep := w.cfg.Retention
-			w.drain(withTimeout(ctx, slowTimeout), "expire held deliveries", func(ctx context.Context) (int64, error) {
+			slow := withTimeout(ctx, slowTimeout)
+			w.drain(slow, "expire held deliveries", func(ctx context.Context) (int64, error) {
 				return w.slowQ.ExpireHeld(ctx, db.ExpireHeldParams{MaxAge: keep.Held, MaxHeld: int32(keep.MaxHeld), MaxRows: smallBatch}) //nolint:gosec // validated
 			})
+			w.drain(slow, "expire blocked deliveries", func(ctx context.Context) (int64, error) {
+				return w.slowQ.ExpireBlocked(ctx, db.ExpireBlockedParams{MaxAge: keep.Held, MaxRows: smallBatch})
+			})
+			w.sweepAll.Store(true) // they may have been heads
 		}
 	})
 }

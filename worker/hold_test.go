@@ -257,7 +257,7 @@ func TestHoldingIsBounded(t *testing.T) {
 func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.subscribe(t, "/", "email", "max_in_flight = 5", "timeout = '10 s'")
+	b.subscribe(t, "/", "email.sent", "max_in_flight = 5", "timeout = '10 s'")
 	var under gauge
 	gate := make(chan struct{})
 	b.answerWith(func(http.ResponseWriter, receiver.Receipt) {

@@ -29,6 +29,7 @@ type pulseState struct {
 	pulsedAt  time.Time // of this process, monotonic
 	beatAt    time.Time
 	recording bool // false while outcomes cannot be written
+	inOrder   bool // some subscription has an order
 	changed   chan struct{}
 }
 
@@ -57,6 +58,13 @@ func (s *pulseState) sending() bool {
 // mayLease says whether this worker may take deliveries: delivery is on, and it is well.
 func (w *Worker) mayLease() bool {
 	return w.state.sending() && w.state.alive(time.Now()) == nil
+}
+
+// ordered says whether some subscription has an order.
+func (s *pulseState) ordered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inOrder
 }
 
 // crew is how many workers there are.
@@ -117,7 +125,7 @@ func (w *Worker) notice(row db.PulseRow, started time.Time) {
 			}
 			signal(s.changed)
 		}
-		s.workers, s.pulsedAt = row.WorkerCount, started
+		s.workers, s.pulsedAt, s.inOrder = row.WorkerCount, started, row.HasOrdered
 	})
 	w.cache.share(row.WorkerCount)
 	if row.TestWaits {

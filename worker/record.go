@@ -25,6 +25,7 @@ func (w *Worker) record(ctx context.Context) {
 		}
 		started := time.Now()
 		w.recordAll(ctx, batch)
+		w.headless.add(keysOf(batch)...)
 		w.metrics.recordSeconds.Observe(time.Since(started).Seconds())
 		w.leases.recorded(batch)
 	}

@@ -164,6 +164,7 @@ func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
 		w.metrics.workersRescued.Inc()
 		w.cfg.Log.Warn("rescued a dead worker's deliveries", "worker_id", row.ID, "deliveries", result.Freed)
 		w.freed.Store(true)
+		w.sweepAll.Store(true)
 		signal(w.due)
 	}
 	return err

@@ -69,7 +69,10 @@ type Worker struct {
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
 	freed  atomic.Bool   // older ones were freed: claim by a walk
-	ready  atomic.Bool
+	// headless: keys whose next delivery may be due. sweepAll: look at all that are blocked.
+	headless *headless
+	sweepAll atomic.Bool
+	ready    atomic.Bool
 	// watching: hosts' notifications come to this worker.
 	watching atomic.Bool
 	// deaf: notifications do not arrive.
@@ -116,6 +119,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		slowQ:      db.New(slowPool),
 
 		leases:   newLeases(),
+		headless: newHeadless(),
 		client:   newClient(cfg),
 		started:  make(chan job),
 		outcomes: make(chan outcome, cfg.MaxInFlight),
@@ -188,7 +192,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var lasting, loops errgroup.Group
-	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.batches.run} {
+	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.order, w.batches.run} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
 	if w.state.crew() > 1 {
@@ -201,7 +205,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	for _, loop := range []func(context.Context){
 		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.dispatchUrgent(ctx, requests) },
 		func(ctx context.Context) { w.claim(ctx, requests) },
-		w.testSend, w.reconcileLeases, w.rescue, w.cancel, w.hold, w.replay, w.erase, w.retain,
+		w.testSend, w.reconcileLeases, w.rescue, w.sweepOrder, w.cancel, w.hold, w.replay, w.erase, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
 	}
@@ -209,7 +213,8 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	w.finish(abort)
 	stop()
-	lasting.Wait() //nolint:errcheck // as above
+	lasting.Wait()      //nolint:errcheck // as above
+	w.unblockAll(after) // behind what the last record has ended
 	w.signOff(context.WithoutCancel(ctx))
 	return nil
 }

@@ -12,10 +12,12 @@ CREATE TABLE mailhook.deliveries (
   lease_id          uuid,
   last_outcome      text,
   replay_id         uuid,
+  order_key         bigint,
   batch_id          uuid,
   created_at        timestamptz NOT NULL,
   CONSTRAINT deliveries_id_pkey PRIMARY KEY (id),
-  CONSTRAINT deliveries_lease_check CHECK ((leased_by IS NULL) = (lease_id IS NULL))
+  CONSTRAINT deliveries_lease_check CHECK ((leased_by IS NULL) = (lease_id IS NULL)),
+  CONSTRAINT deliveries_blocked_check CHECK (next_attempt_at < 'infinity' OR (order_key IS NOT NULL AND lease_id IS NULL))
 ) WITH (
   autovacuum_vacuum_scale_factor = 0.0,
   autovacuum_vacuum_threshold = 5000,
@@ -36,15 +38,22 @@ WHERE lease_id IS NULL AND mailhook.is_urgent(event_type) AND next_attempt_at >=
 CREATE INDEX deliveries_leased_by_subscription_id_idx ON mailhook.deliveries (leased_by, subscription_id) WHERE lease_id IS NOT NULL;
 -- For the deliveries of an event, for replays that skip unfinished pairs, and for retention, which asks for the oldest.
 CREATE INDEX deliveries_event_inserted_at_event_id_idx ON mailhook.deliveries (event_inserted_at, event_id);
+-- Order: one head for each key, whoever makes it; the blocked behind it, in order; and those of a subscription by age. What has no
+-- key is in none of them. attempt >= 0 is always so: who asks by age says it, and says nothing of key or lease,
+-- and so the planner has one index to choose from for each question.
+CREATE UNIQUE INDEX deliveries_head_key ON mailhook.deliveries (subscription_id, order_key) WHERE order_key IS NOT NULL AND next_attempt_at < 'infinity';
+CREATE INDEX deliveries_blocked_order_key_idx ON mailhook.deliveries (subscription_id, order_key, event_id) WHERE order_key IS NOT NULL AND next_attempt_at = 'infinity';
+CREATE INDEX deliveries_blocked_created_at_idx ON mailhook.deliveries (subscription_id, created_at) WHERE attempt >= 0 AND next_attempt_at = 'infinity';
 -- A claim that takes one of a failed batch takes all of it.
 CREATE INDEX deliveries_batch_id_idx ON mailhook.deliveries (batch_id) WHERE batch_id IS NOT NULL AND lease_id IS NULL;
 
 COMMENT ON TABLE mailhook.deliveries IS 'One event for one subscription, unfinished. No foreign keys, on purpose: they would lock rows of subscriptions and events on the hot path. Whether one is held follows from its subscription and account.';
 COMMENT ON COLUMN mailhook.deliveries.attempt IS 'How many attempts have been made.';
-COMMENT ON COLUMN mailhook.deliveries.next_attempt_at IS 'Due from then on, by the clock of the database.';
+COMMENT ON COLUMN mailhook.deliveries.next_attempt_at IS 'Due from then on, by the clock of the database. infinity: blocked, until the delivery of the same order_key before it has ended.';
 COMMENT ON COLUMN mailhook.deliveries.leased_by IS 'The worker that holds it; NULL while it waits.';
 COMMENT ON COLUMN mailhook.deliveries.lease_id IS 'Fresh with every dispatch or claim call: an outcome is recorded only by the holder of this lease.';
 COMMENT ON COLUMN mailhook.deliveries.replay_id IS 'The replay that made it.';
+COMMENT ON COLUMN mailhook.deliveries.order_key IS 'Deliveries of one subscription with the same key go one after another: the head is due, put off or under way, the others are blocked. By the ordering of the subscription when it was made; NULL: in no order.';
 COMMENT ON COLUMN mailhook.deliveries.batch_id IS 'Deliveries that failed in one batch and are sent in one batch again have the same; a part that was cut from it has another. NULL: may be sent with any.';
 
 CREATE TABLE mailhook.attempts (

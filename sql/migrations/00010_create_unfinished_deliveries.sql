@@ -1,6 +1,8 @@
 -- +goose Up
 CREATE VIEW mailhook.unfinished_deliveries AS
-SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.next_attempt_at,
+SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt,
+  (CASE WHEN d.next_attempt_at = 'infinity' THEN d.created_at ELSE d.next_attempt_at END)::timestamptz AS next_attempt_at,
+  (d.next_attempt_at = 'infinity')::boolean AS is_blocked,
   d.last_outcome, d.created_at,
   (CASE
     WHEN d.lease_id IS NOT NULL THEN 'sending'
@@ -20,6 +22,7 @@ LEFT JOIN mailhook.subscription_health AS h ON h.subscription_id = d.subscriptio
 LEFT JOIN mailhook.accounts AS a ON a.id = d.account_id;
 
 COMMENT ON VIEW mailhook.unfinished_deliveries IS 'deliveries as people see them: with their status, which follows from lease, subscription, circuit and account. Workers do not use it.';
+COMMENT ON COLUMN mailhook.unfinished_deliveries.is_blocked IS 'An earlier delivery of the same message or recipient has not ended; next_attempt_at says nothing then.';
 COMMENT ON COLUMN mailhook.unfinished_deliveries.status IS 'pending, sending or held.';
 COMMENT ON COLUMN mailhook.unfinished_deliveries.held_reason IS 'paused, suspended, account or circuit; empty unless held.';
 

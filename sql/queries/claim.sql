@@ -264,7 +264,7 @@ claimed AS (
   UPDATE mailhook.deliveries AS d
   SET leased_by = @worker_id::uuid, lease_id = @lease_id::uuid
   WHERE d.id = ANY (ARRAY(SELECT k.id FROM kept AS k))
-  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.batch_id
+  RETURNING d.id, d.subscription_id, d.event_inserted_at, d.event_id, d.attempt, d.account_id, d.event_type, d.order_key, d.batch_id
 ),
 -- How many requests of each subscription with batches may be under way here.
 batching AS MATERIALIZED (
@@ -290,6 +290,7 @@ SELECT resume.subscription_id AS resume_after,
   coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
+  coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
   coalesce(c.account_id, '')::text AS account_id,
   coalesce(c.event_type, '')::text AS event_type,
   coalesce(mailhook.is_urgent(c.event_type), false)::boolean AS is_urgent,

@@ -175,12 +175,12 @@ ORDER BY a.id DESC;
 -- name: LockDelivery :exec
 SELECT pg_advisory_xact_lock(hashtextextended((@id::uuid)::text, 1));
 
--- HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way or
--- has ended.
+-- HurryDelivery makes a waiting delivery due now, without the others of its batch; nothing for one that is under way,
+-- has ended, or is blocked.
 -- name: HurryDelivery :execrows
 UPDATE mailhook.deliveries AS d
 SET next_attempt_at = statement_timestamp(), batch_id = CASE WHEN d.batch_id IS NOT NULL THEN d.id END
-WHERE d.id = @id AND d.lease_id IS NULL;
+WHERE d.id = @id AND d.lease_id IS NULL AND d.next_attempt_at < 'infinity';
 
 -- IsPairUnfinished says whether an event has an unfinished delivery to a subscription.
 -- name: IsPairUnfinished :one
@@ -196,11 +196,19 @@ SELECT
   coalesce((SELECT s.status FROM mailhook.subscriptions AS s WHERE s.id = @subscription_id AND s.deleted_at IS NULL), '')::text AS subscription_status,
   mailhook.keep_event(@event_inserted_at::timestamptz, @event_id::bigint)::boolean AS event_exists;
 
--- InsertRetry makes a new delivery of an event, due now.
+-- InsertRetry makes a new delivery of an event, due now, or one that is blocked, where it goes in order: Unblock it after
+-- the commit. order_key 0: in no order.
 -- name: InsertRetry :one
-INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at)
-VALUES (@subscription_id, @account_id, @event_inserted_at, @event_id, @event_type, statement_timestamp(), statement_timestamp())
-RETURNING id;
+INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, order_key)
+SELECT @subscription_id, @account_id, @event_inserted_at, @event_id, @event_type,
+  CASE WHEN k.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), k.order_key
+FROM (
+  SELECT mailhook.order_key(
+    (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = @subscription_id),
+    (SELECT e.message_id FROM mailhook.events AS e WHERE e.inserted_at = @event_inserted_at AND e.id = @event_id),
+    (SELECT e.recipient FROM mailhook.events AS e WHERE e.inserted_at = @event_inserted_at AND e.id = @event_id)) AS order_key
+) AS k
+RETURNING id, coalesce(order_key, 0)::bigint AS order_key;
 
 -- DeleteDeadLetter removes a dead letter: a new delivery stands for it.
 -- name: DeleteDeadLetter :exec

@@ -14,6 +14,11 @@
 -- be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
 -- batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
 -- subscription has in flight comes as one jsonb object, looked up by key.
+-- Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
+-- the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
+-- see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
+-- runs, so they are for Unblock after its commit. A unique violation of deliveries_head_key says that a head came in between,
+-- of a replay: run it again.
 -- Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 -- halves the batch until it can quarantine the one row.
 -- name: Dispatch :many
@@ -135,6 +140,7 @@ logged AS (
 -- hash the whole table. What mailhook tells about a subscription is not for that subscription.
 matched AS (
   SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
+    mailhook.order_key(s.ordering, a.message_id, a.recipient) AS order_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
       AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
@@ -153,7 +159,7 @@ matched AS (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -172,9 +178,21 @@ matched AS (
       s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
     AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
+-- Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
+queued AS (
+  SELECT f.*, f.order_key IS NULL OR (@in_turn::boolean AND f.is_first AND coalesce(
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
+    ) IS NULL) AS is_free
+  FROM (
+    SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    FROM matched AS m
+  ) AS f
+  OFFSET 0
+),
 ranked AS (
-  SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id ORDER BY m.event_id) AS nth
-  FROM matched AS m
+  SELECT q.*, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  FROM queued AS q
 ),
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
@@ -211,19 +229,20 @@ measured AS MATERIALIZED (
 -- it has of slow endpoints, too.
 roomy AS MATERIALIZED (
   SELECT m.*,
-    m.may_start AND m.nth <= CASE WHEN @is_urgent::boolean
+    m.may_start AND m.is_free AND m.nth <= CASE WHEN @is_urgent::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END AS has_room
   FROM measured AS m
 ),
 inserted AS (
-  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id)
+  INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
   SELECT (@id_prefix::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
-    statement_timestamp(), statement_timestamp(),
+    CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
     CASE WHEN f.leased THEN @worker_id::uuid END,
-    CASE WHEN f.leased THEN @lease_id::uuid END
+    CASE WHEN f.leased THEN @lease_id::uuid END,
+    f.order_key
   FROM (
     SELECT y.*, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
@@ -233,7 +252,10 @@ inserted AS (
     FROM roomy AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
-  RETURNING id, subscription_id, event_id, lease_id
+  RETURNING id, subscription_id, event_id, lease_id, order_key, next_attempt_at
+),
+blocked AS MATERIALIZED (
+  SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 ),
 batching AS MATERIALIZED (
   SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, @worker_id::uuid) AS requests
@@ -265,6 +287,10 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
+  (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
+  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
   CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
 FROM accepted AS a;

@@ -108,7 +108,7 @@ INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_insert
 SELECT b.id, b.subscription_id, b.account_id, b.event_inserted_at, b.event_id, b.event_type, b.attempt, b.last_outcome, b.reason, b.created_at, statement_timestamp()
 FROM buried AS b;
 
--- EndReleases forgets the releases through which nothing is left to go.
+-- EndReleases forgets the releases through which nothing is left to go, blocked ones counted.
 -- name: EndReleases :execrows
 UPDATE mailhook.subscription_health AS h
 SET release_before = NULL, released_at = NULL
@@ -123,6 +123,14 @@ WHERE h.subscription_id = ANY (ARRAY(
         AND (d.subscription_id, d.next_attempt_at) > (r.subscription_id, '-infinity')
         AND (d.subscription_id, d.next_attempt_at) <= (r.subscription_id, r.release_before)
       ORDER BY d.subscription_id, d.next_attempt_at
+      LIMIT 1) IS NULL
+    AND (
+      SELECT d.id
+      FROM mailhook.deliveries AS d
+      WHERE d.attempt >= 0 AND d.next_attempt_at = 'infinity'
+        AND (d.subscription_id, d.created_at) > (r.subscription_id, '-infinity')
+        AND (d.subscription_id, d.created_at) <= (r.subscription_id, r.release_before)
+      ORDER BY d.subscription_id, d.created_at
       LIMIT 1) IS NULL
   ORDER BY r.subscription_id
   FOR UPDATE SKIP LOCKED));

@@ -1,9 +1,10 @@
--- Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are, and whether a test send
--- waits.
+-- Pulse is what a worker asks twice a second: whether delivery is on, how many workers there are, whether a test send
+-- waits, and whether any subscription has an order.
 -- name: Pulse :one
 SELECT i.delivery_enabled, i.notify_enabled,
   (SELECT count(*) FROM mailhook.workers)::int AS worker_count,
   EXISTS (SELECT FROM mailhook.test_deliveries AS t WHERE t.leased_by IS NULL)::boolean AS test_waits,
+  EXISTS (SELECT FROM mailhook.subscriptions AS s WHERE s.ordering <> 'none' AND s.deleted_at IS NULL)::boolean AS has_ordered,
   clock_timestamp()::timestamptz AS now
 FROM mailhook.installation AS i;
 
