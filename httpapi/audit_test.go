@@ -49,7 +49,7 @@ func TestAuditOfASubscription(t *testing.T) {
 	b.must(t, 204, b.acme, "DELETE", one, nil)
 	b.must(t, 404, b.acme, "DELETE", one, nil)
 
-	settings := `{"channel":{"auth_type":null,"header_names":["X-Token"],"type":"web","url":"https://example.com/hook"},"event_types":["email.sent"],` +
+	settings := `{"batch":null,"channel":{"auth_type":null,"header_names":["X-Token"],"type":"web","url":"https://example.com/hook"},"event_types":["email.sent"],` +
 		`"filters":{"bridge":["b"],"dedicated_ip":[],"sending_domain":[],"sending_node":[]},"format":"standard","max_in_flight":32,"name":"",` +
 		`"ordering":"none","rate_limit_per_second":null,"retry_schedule":"standard","status":"active","status_reason":null,"success":"2xx","timeout":"15s"}`
 	last := strings.NewReplacer(`"bridge":["b"]`, `"bridge":["c"]`, `"name":""`, `"name":"new"`, `"status":"active","status_reason":null`, `"status":"inactive","status_reason":"user"`).Replace(settings)
