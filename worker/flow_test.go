@@ -308,7 +308,7 @@ func TestAFullStopFinishesWhatIsInFlight(t *testing.T) {
 	started := make(chan struct{}, 100)
 	release := make(chan struct{})
 	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { started <- struct{}{}; <-release })
-	b.subscribe(t, "/", "email", "max_in_flight = 5")
+	b.subscribe(t, "/", "email.sent", "max_in_flight = 5")
 	_, stop := b.run(t, b.config())
 	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, 20)")
 	for range 5 {
