@@ -43,8 +43,8 @@ type calm struct {
 
 const (
 	calmTime      = time.Second
-	calmBatch     = 100
-	calmUnstarted = 50
+	calmBatch     = 32
+	calmUnstarted = 8
 )
 
 func (c *calm) isCalm() bool { return time.Since(time.Unix(0, c.urgentAt.Load())) < calmTime }
