@@ -256,7 +256,10 @@ blocked AS MATERIALIZED (
   SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 ),
 batching AS MATERIALIZED (
-  SELECT b.subscription_id, b.deliveries, mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $6::uuid) AS requests
+  -- Others have as many requests under way as deliveries at most.
+  SELECT b.subscription_id, b.deliveries, greatest(1, least(
+    mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $6::uuid),
+    b.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> b.subscription_id::text)::int)) AS requests
   FROM (
     SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
     FROM roomy AS y

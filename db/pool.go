@@ -16,6 +16,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
+// lockTimeout is how long a statement of ours waits for a lock.
+const lockTimeout = "5s"
+
 const (
 	// connectTimeout is for URLs that set none themselves, hostTimeout for each host where there are several: one that is
 	// gone without a word must not take the time in which the next would have answered.
@@ -266,7 +269,7 @@ func (r Role) settings() []setting {
 	}
 	return []setting{
 		{"application_name", r.Name}, {"search_path", "pg_catalog"}, {"TimeZone", "UTC"}, {"standard_conforming_strings", "on"},
-		{"statement_timeout", fmt.Sprint(r.StatementTimeout.Milliseconds())}, {"lock_timeout", "5s"}, {"idle_in_transaction_session_timeout", "10s"},
+		{"statement_timeout", fmt.Sprint(r.StatementTimeout.Milliseconds())}, {"lock_timeout", lockTimeout}, {"idle_in_transaction_session_timeout", "10s"},
 		{"plan_cache_mode", plans}, {"jit", "off"}, {"synchronous_commit", synchronous}, {"enable_seqscan", scans}, {"enable_bitmapscan", scans},
 	}
 }

@@ -3,23 +3,29 @@ package db
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // InTurn runs statements that begin only when no other under the same advisory lock is under way, over all processes: each
-// sees what the ones before it committed.
-func InTurn(p *Pool, lock int64) DBTX { return turns{p, lock} }
-
-// turns takes the lock and runs the statement in one round trip: a process that is stopped in between holds up nobody. Behind
-// a pooler it takes several.
-type turns struct {
-	pool *Pool
-	lock int64
+// sees what the ones before it committed. Who does not get its turn within the patience gets 55P03.
+func InTurn(p *Pool, lock int64, patience time.Duration) DBTX {
+	return turns{p, lock, fmt.Sprintf("%dms", patience.Milliseconds())}
 }
 
-const takeTurn = "SELECT pg_advisory_xact_lock($1)"
+// turns takes the lock and runs the statement in one round trip, so that nobody waits for a process that is stopped in between; one
+// that is stopped while it reads the answer may hold the lock until its connection ends. Behind a pooler it takes several round trips.
+type turns struct {
+	pool     *Pool
+	lock     int64
+	patience string
+}
+
+// takeTurn waits for the lock for its own time; the statement has that of the session again.
+const takeTurn = "SELECT set_config('lock_timeout', $2, true), pg_advisory_xact_lock($1), set_config('lock_timeout', '" + lockTimeout + "', true)"
 
 func (t turns) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if t.pool.Pooled() {
@@ -27,7 +33,7 @@ func (t turns) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 		if err != nil {
 			return nil, err
 		}
-		if _, err := tx.Exec(ctx, takeTurn, t.lock); err != nil {
+		if _, err := tx.Exec(ctx, takeTurn, t.lock, t.patience); err != nil {
 			tx.Rollback(ctx) //nolint:errcheck // the first error is the one to tell
 			return nil, err
 		}
@@ -40,7 +46,7 @@ func (t turns) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, er
 	}
 	// What is sent together without BEGIN is one transaction, and each statement of it has a snapshot of its own.
 	batch := &pgx.Batch{}
-	batch.Queue(takeTurn, t.lock)
+	batch.Queue(takeTurn, t.lock, t.patience)
 	batch.Queue(sql, args...)
 	results := t.pool.SendBatch(ctx, batch)
 	if _, err := results.Exec(); err != nil {

@@ -173,7 +173,7 @@ func (b *batches) startReady() {
 			b.ready, l.isReady = b.ready[1:], false
 			continue
 		}
-		took := b.w.leases.begin(l.id, l.most, b.w.cfg.MaxInFlight)
+		took := b.w.leases.begin(l.id, b.mostOf(l), b.w.cfg.MaxInFlight)
 		if took == full {
 			return
 		}
@@ -187,6 +187,17 @@ func (b *batches) startReady() {
 			b.enqueue(l)
 		}
 	}
+}
+
+// mostOf is how many requests of a line may be under way here: what the last lease said, or less where the cap or this
+// worker's share of it has become less since.
+func (b *batches) mostOf(l *line) int {
+	s := b.w.cache.get(l.id)
+	if s == nil || s.mostAtOnce == 0 {
+		return l.most
+	}
+	crew := b.w.state.crew()
+	return min(l.most, int((s.mostAtOnce+crew-1)/crew))
 }
 
 // cut takes the deliveries of the next request from a line; b.mu is held.

@@ -251,11 +251,12 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !d.urgent)
 	started := time.Now()
 	var taken []db.DispatchRow
-	err := call(ctx, func(ctx context.Context) (err error) {
-		// The urgent lane waits for nobody's turn: what has an order it inserts blocked.
-		q, inTurn := w.urgentQ, w.state.ordered() && !d.urgent
+	// The urgent lane waits for nobody's turn: what has an order it inserts blocked.
+	inTurn := w.state.ordered() && !d.urgent
+	dispatch := func(ctx context.Context) (err error) {
+		q := w.urgentQ
 		if inTurn {
-			q = db.New(db.InTurn(w.urgentPool, dispatchTurn))
+			q = db.New(db.InTurn(w.urgentPool, dispatchTurn, turnPatience))
 		}
 		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
@@ -263,7 +264,12 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 			IsNew: w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IDPrefix: idPrefix(), IsUrgent: d.urgent,
 		})
 		return err
-	})
+	}
+	err := call(ctx, dispatch)
+	if inTurn && sqlState(err) == "55P03" { // somebody has the turn for long: only what has an order waits for it
+		inTurn = false
+		err = call(ctx, dispatch)
+	}
 	if err != nil {
 		// It may have been committed: then reconcileLeases gives the deliveries back.
 		w.leases.got(lease, nil)

@@ -10,7 +10,7 @@
 //	             batch.go      where subscriptions want it, several in one request: array.go the body, batch_send.go what of it is refused
 //	6 record     record.go     outcome.go decides, the statement writes: delivered, put off, or exhausted
 //	7 rescue     rescue.go     heartbeats, leases of dead workers; lease.go those this worker forgot
-//	8 retain     retain.go     expiry; partition.go partitions ahead and behind; cancel.go, hold.go, replay.go, erase.go, test_send.go beside the flow
+//	8 retain     retain.go     expiry; partition.go partitions ahead and behind; cancel.go, hold.go, order.go, replay.go, erase.go, test_send.go beside the flow
 //
 // A delivery's life:
 //

@@ -14,6 +14,8 @@ const (
 	// dispatchTurn is the advisory lock under which dispatches run one after another while any subscription has an order:
 	// "mailhord" in ASCII. Side by side, what one took from the outbox could be sent before what another took ahead of it.
 	dispatchTurn = 0x6d61696c686f7264
+	// turnPatience is how long a dispatch waits for its turn; then it goes without, and what has an order is inserted blocked.
+	turnPatience = 100 * time.Millisecond
 	// unblockBatch bounds the keys of one statement.
 	unblockBatch = 500
 	// keySweepInterval is how often a slice of the blocked keys, sweepKeys of them, is looked at for some without a head.

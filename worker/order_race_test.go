@@ -154,7 +154,7 @@ func TestDispatchesTakeTurns(t *testing.T) {
 	r.emit()
 	r.emit()
 	done := r.beside(func() error {
-		_, err := db.New(db.InTurn(r.w.urgentPool, dispatchTurn)).Dispatch(t.Context(), r.params(0))
+		_, err := db.New(db.InTurn(r.w.urgentPool, dispatchTurn, time.Minute)).Dispatch(t.Context(), r.params(0))
 		return err
 	})
 	// Committed after the other began: what it waits for must be seen.

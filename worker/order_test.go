@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -262,4 +263,24 @@ func TestTheOrderOfADeadWorkerGoesOn(t *testing.T) {
 	if n := b.ended(t, "delivered"); n != 45 {
 		t.Errorf("%d delivered", n)
 	}
+}
+
+// A worker that is stopped while it has the turn holds up nobody's events: those in no order go as ever, and the others are made due.
+func TestAHeldTurnHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/ordered", "email.sent", "ordering = 'recipient'")
+	b.subscribe(t, "/free", "email.sent")
+	tx, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tx.Rollback(context.Background()) }) //nolint:errcheck // ends with the database
+	if _, err := tx.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", int64(dispatchTurn)); err != nil {
+		t.Fatal(err)
+	}
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, "the worker knows of the order", w.state.ordered)
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type, recipient) SELECT 'email.sent', 'r' || n % 3 FROM generate_series(1, 12) AS n")
+	b.waitFor(t, 24)
 }

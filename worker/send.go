@@ -74,7 +74,11 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 		w.complain(ctx, "load subscriptions", err)
 	}
 	w.calm.unstarted.Add(int64(len(deliveries) - countBatched(deliveries)))
-	var batched map[uuid.UUID][]*delivery
+	type shipment struct {
+		to         *subscription // as it was when it was looked at: it may change meanwhile
+		deliveries []*delivery
+	}
+	var batched map[uuid.UUID]shipment
 	for _, d := range deliveries {
 		s := w.cache.get(d.subscriptionID)
 		switch {
@@ -84,13 +88,13 @@ func (w *Worker) start(ctx context.Context, deliveries []*delivery) {
 			w.returns <- returned{d, time.Second} // not loaded, or changed: it gets a slot the next time
 		default:
 			if batched == nil {
-				batched = map[uuid.UUID][]*delivery{}
+				batched = map[uuid.UUID]shipment{}
 			}
-			batched[d.subscriptionID] = append(batched[d.subscriptionID], d)
+			batched[d.subscriptionID] = shipment{s, append(batched[d.subscriptionID].deliveries, d)}
 		}
 	}
-	for id, ds := range batched {
-		w.batches.add(ctx, w.cache.get(id), ds)
+	for _, l := range batched {
+		w.batches.add(ctx, l.to, l.deliveries)
 	}
 }
 

@@ -31,6 +31,7 @@ type subscription struct {
 	hidden     [][]byte // must not come back in excerpts
 	keys       [][]byte // newest first; none: no request may be made
 	timeout    time.Duration
+	mostAtOnce int32     // requests, over all workers
 	batch      *batching // nil: one event a request
 	only200    bool      // another 2xx is a failure
 	mayStart   bool
@@ -48,7 +49,7 @@ func (s *subscription) in(name string) *subscription {
 		f = format.Format{}
 	}
 	return &subscription{
-		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout, batch: s.batch,
+		version: s.version, url: s.url, format: f, target: s.target, allowsHTTP: s.allowsHTTP, headers: s.headers, scope: s.scope, hidden: s.hidden, keys: s.keys, timeout: s.timeout, batch: s.batch, only200: s.only200,
 	}
 }
 
@@ -158,6 +159,7 @@ func (c *subscriptionCache) open(row db.LoadSubscriptionsRow, before *subscripti
 		url:        row.URL,
 		allowsHTTP: row.AllowsHTTP,
 		timeout:    time.Duration(row.TimeoutMS) * time.Millisecond,
+		mostAtOnce: row.MaxInFlight,
 		only200:    row.SuccessRule == "200",
 		mayStart:   row.MayStart && row.Exists,
 		reloadAt:   time.Now().Add(row.ReloadAt.Sub(row.Now)),

@@ -100,7 +100,15 @@ func (l *urgentLane) look(ctx context.Context) (bool, error) {
 	if err != nil || len(ids) == 0 {
 		return false, err
 	}
-	return true, l.take(ctx, ids, room)
+	err = l.take(ctx, ids, room)
+	switch {
+	case err == nil:
+		l.d.limit = min(urgentBatch, 2*l.d.limit)
+	case sqlState(err) == "57014": // its time was over, and as many would take as long again; one is left to the ordinary lane
+		l.d.limit = max(1, len(ids)/2)
+		return len(ids) > 1, err
+	}
+	return true, err
 }
 
 func (l *urgentLane) await(ctx context.Context, most int) (ids []int64, err error) {

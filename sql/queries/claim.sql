@@ -77,9 +77,12 @@ elsewhere AS MATERIALIZED (
 -- As in dispatch.
 measured AS MATERIALIZED (
   SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
-    CASE WHEN s.batch_max_events IS NOT NULL THEN
+    -- Of requests with batches others have under way as many as deliveries at most.
+    CASE WHEN s.batch_max_events IS NOT NULL THEN greatest(1, least(
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, @worker_id::uuid)
+        s.id, crew.workers, @worker_id::uuid),
+      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
+        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int))
     END AS requests,
     least(
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
@@ -128,7 +131,7 @@ gated AS MATERIALIZED (
     floor(l.rate * least(greatest(1, 1 / l.rate), extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
-    SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second / 2) AS rate
+    SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second * coalesce(o.batch_max_events, 1) / 2) AS rate
     FROM mailhook.subscription_health AS y
     WHERE y.subscription_id = o.subscription_id
       AND (y.open_until <= statement_timestamp()

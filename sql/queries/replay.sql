@@ -15,9 +15,8 @@ WITH replay AS (
   SELECT r.*,
     (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id) AS ordering,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
-    EXISTS (
-      SELECT FROM mailhook.subscriptions AS s
-      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+    -- No EXISTS, for which the planner may hash the whole table.
+    coalesce((SELECT s.deleted_at IS NULL AND s.status <> 'inactive' FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id), false) AS may_release
   FROM mailhook.replays AS r
   WHERE r.id = @id::uuid AND r.state = 'running'
   FOR UPDATE SKIP LOCKED
@@ -78,9 +77,8 @@ WITH replay AS (
   SELECT r.*,
     (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id) AS ordering,
     greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
-    EXISTS (
-      SELECT FROM mailhook.subscriptions AS s
-      WHERE s.id = r.subscription_id AND s.deleted_at IS NULL AND s.status <> 'inactive') AS may_release
+    -- No EXISTS, for which the planner may hash the whole table.
+    coalesce((SELECT s.deleted_at IS NULL AND s.status <> 'inactive' FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id), false) AS may_release
   FROM mailhook.replays AS r
   WHERE r.id = @id::uuid AND r.state = 'running'
   FOR UPDATE SKIP LOCKED
