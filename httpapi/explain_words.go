@@ -54,6 +54,9 @@ func (s *server) summaryOfDelivery(ctx context.Context, d DeliveryWithAttempts, 
 		held, err := s.holdOf(ctx, d.HeldReason, to)
 		return "Held, not dropped: " + held + "; " + tried + ".", err
 	}
+	if d.NextAttemptAt == nil { // waits_for says so
+		return "Waiting for an earlier delivery of the same message or recipient; " + tried + ".", nil
+	}
 	return fmt.Sprintf("Waiting for the next attempt, due at %s; %s.", at(time.Time(*d.NextAttemptAt)), tried), nil
 }
 

@@ -46,7 +46,8 @@ func TestRetriesKeepTheOrder(t *testing.T) {
 	b := setup(t)
 	subscription := b.create(t, b.acme, object{"ordering": "recipient"})
 	first := b.delivery(t, b.event(t, "acme", "email.sent", "r@example.com", time.Now()), subscription)
-	second := b.delivery(t, b.event(t, "acme", "email.sent", "R@example.com", time.Now()), subscription)
+	later := b.event(t, "acme", "email.sent", "R@example.com", time.Now())
+	second := b.delivery(t, later, subscription)
 	for _, id := range []string{first, second} {
 		b.end(t, id, "exhausted", "dns", 0)
 	}
@@ -61,6 +62,7 @@ func TestRetriesKeepTheOrder(t *testing.T) {
 	if behind["waits_for"] != "order" || behind["status"] != "pending" || behind["next_attempt_at"] != nil {
 		t.Error(behind)
 	}
+	says(t, b.explained(t, later, subscription), true, "Waiting for an earlier delivery of the same message or recipient; no attempt was made")
 	b.mustFail(t, 409, "", "blocked", b.acme, "POST", "/v1/deliveries/"+behind["id"].(string)+"/retry", nil)
 	b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+head["id"].(string)+"/retry", nil)
 	if got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg((next_attempt_at = 'infinity')::text, ' ' ORDER BY event_id) FROM mailhook.deliveries"); got != "false true" {
