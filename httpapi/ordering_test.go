@@ -38,6 +38,14 @@ func TestOrdering(t *testing.T) {
 	// A batch has no order.
 	b.Exec(t, "UPDATE mailhook.subscriptions SET batch_max_events = 10, batch_max_wait = '1s'")
 	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "PATCH", path, object{"ordering": "recipient"})
+	batch := object{"max_events": 10}
+	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "POST", "/v1/subscriptions", subscription(object{"ordering": "message", "batch": batch}))
+	// One is changed for the other in one request.
+	b.must(t, 200, b.acme, "PATCH", path, object{"ordering": "message", "batch": nil})
+	check("message")
+	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "PATCH", path, object{"batch": batch})
+	b.must(t, 200, b.acme, "PATCH", path, object{"ordering": "none", "batch": batch})
+	check("none")
 }
 
 // A delivery that waits for its order says so, and cannot be hurried; a new one of an event takes its place in the order.

@@ -145,8 +145,9 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
+	to.Ordering = in.Ordering.pick(to.Ordering, byDefault.Ordering)
 	found = append(found, applyBatch(in.Batch, to)...)
-	return sealed, append(found, applyOrdering(in.Ordering, to)...)
+	return sealed, append(found, checkTogether(to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {
