@@ -193,6 +193,7 @@ const listSameURL = `-- name: ListSameURL :many
 SELECT s.id, s.name
 FROM mailhook.subscriptions AS s
 WHERE s.account_id = $1
+  AND s.channel_type = 'web'
   AND s.url = $2
   AND s.id <> $3
   AND s.deleted_at IS NULL
@@ -213,7 +214,8 @@ type ListSameURLRow struct {
 	Name string
 }
 
-// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all. Of channel web alone: of others
+// the whole URL is not in it.
 func (q *Queries) ListSameURL(ctx context.Context, arg ListSameURLParams) ([]ListSameURLRow, error) {
 	rows, err := q.db.Query(ctx, listSameURL,
 		arg.AccountID,

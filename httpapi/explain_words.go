@@ -155,6 +155,10 @@ func reasonOf(ended *string) string {
 		return "because it had been held for too long"
 	case "overflow":
 		return "because too many were held"
+	case "permanent":
+		return "because what the channel sends to will never take it"
+	case "unrecordable":
+		return "because its outcome could not be written"
 	default:
 		return "as " + reason
 	}
