@@ -85,7 +85,7 @@ func (s *server) summaryAhead(ctx context.Context, event db.Event, to db.Subscri
 	return "The event would be held: " + held + ".", err
 }
 
-// holdOf says why and since when deliveries are held. When the status changed is known by the last change of all.
+// holdOf says why and since when deliveries are held.
 func (s *server) holdOf(ctx context.Context, reason string, to db.Subscription) (string, error) {
 	health, err := s.healthOf(ctx, to)
 	if err != nil {
@@ -93,11 +93,18 @@ func (s *server) holdOf(ctx context.Context, reason string, to db.Subscription) 
 	}
 	switch reason {
 	case "paused":
-		return fmt.Sprintf("the subscription is paused (%s), last changed at %s; resume it", valueOf(to.StatusReason), at(to.UpdatedAt)), nil
+		return fmt.Sprintf("the subscription is paused (%s) since %s; resume it", valueOf(to.StatusReason), at(to.StatusChangedAt)), nil
 	case "suspended":
-		return fmt.Sprintf("the subscription is suspended (%s), last changed at %s; mend the endpoint and resume it", valueOf(to.StatusReason), at(to.UpdatedAt)), nil
+		return fmt.Sprintf("the subscription is suspended (%s) since %s; mend the endpoint and resume it", valueOf(to.StatusReason), at(to.StatusChangedAt)), nil
 	case "account":
-		return "the account is suspended", nil
+		account, err := s.queries.GetAccount(ctx, to.AccountID)
+		if err != nil {
+			return "", fmt.Errorf("read account: %w", err)
+		}
+		if account.StatusChangedAt == nil { // its settings are gone by now
+			return "the account was suspended", nil
+		}
+		return "the account is suspended since " + at(*account.StatusChangedAt), nil
 	}
 	if health.OpenedAt != nil {
 		return fmt.Sprintf("the endpoint fails (%s), so its circuit is open since %s; the next probe is due at %s", valueOf(health.LastOutcome), at(*health.OpenedAt), at(*health.OpenUntil)), nil
