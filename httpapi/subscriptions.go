@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -82,8 +83,8 @@ func (s *server) addSubscriptions(api huma.API) {
 		OperationID: "get-subscription", Method: http.MethodGet, Path: "/v1/subscriptions/{id}", Tags: tags, Summary: "Read a subscription",
 	}, s.getSubscription)
 	register(s, api, huma.Operation{
-		OperationID: "patch-subscription", Method: http.MethodPatch, Path: "/v1/subscriptions/{id}", Tags: tags,
-		Summary: "Change a subscription", Description: "A merge patch (RFC 7396): arrays are replaced, null restores the default.",
+		OperationID: patchSubscription, Method: http.MethodPatch, Path: "/v1/subscriptions/{id}", Tags: tags,
+		Summary: "Change a subscription", Description: "A merge patch (RFC 7396): arrays are replaced, null restores the default. Read-only, to be left out: " + strings.Join(readOnlyFields(), ", ") + ".",
 		RequestBody: mergePatchBody(),
 	}, s.patchSubscription)
 	register(s, api, huma.Operation{
@@ -102,6 +103,16 @@ func (s *server) addSubscriptions(api huma.API) {
 		register(s, api, huma.Operation{
 			OperationID: change.verb + "-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/" + change.verb, Tags: tags, Summary: change.summary,
 		}, s.setStatus(change.verb, change.status))
+	}
+}
+
+// patchSubscription is the operation that says of some fields that they are read-only.
+const patchSubscription = "patch-subscription"
+
+// readOnlyFields are those that GET answers and PATCH does not take.
+func readOnlyFields() []string {
+	return []string{
+		"id", "account_id", "status", "status_reason", "public_key", "created_at", "updated_at", "secrets", "usage", "channel.header_names", "channel.auth_type",
 	}
 }
 
