@@ -198,7 +198,7 @@ func asProblem(ctx huma.Context, _ string, body any) (any, error) {
 	for _, detail := range model.Errors[:min(len(model.Errors), maxErrors)] {
 		e := fieldErrorOf(code, detail)
 		if e.Code == "unknown_field" && ctx.Operation().OperationID == patchSubscription && slices.Contains(readOnlyFields(), e.Field) {
-			e.Code, e.Message = "read_only", "is read-only: leave it out"
+			e.Message = "is read-only: leave it out"
 		}
 		found = append(found, e)
 	}

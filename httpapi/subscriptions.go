@@ -106,16 +106,6 @@ func (s *server) addSubscriptions(api huma.API) {
 	}
 }
 
-// patchSubscription is the operation that says of some fields that they are read-only.
-const patchSubscription = "patch-subscription"
-
-// readOnlyFields are those that GET answers and PATCH does not take.
-func readOnlyFields() []string {
-	return []string{
-		"id", "account_id", "status", "status_reason", "public_key", "created_at", "updated_at", "secrets", "usage", "channel.header_names", "channel.auth_type",
-	}
-}
-
 // mergePatchBody makes huma document application/merge-patch+json too; both take the same.
 func mergePatchBody() *huma.RequestBody {
 	both := &huma.MediaType{}

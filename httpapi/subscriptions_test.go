@@ -341,7 +341,7 @@ func (b *bundle) leaveOut(t *testing.T, path string, body object, field string) 
 	if _, ok := in[name]; !ok {
 		in[name] = nil
 	}
-	b.mustFail(t, 422, field, "read_only", b.acme, "PATCH", path, body)
+	b.mustFail(t, 422, field, "unknown_field", b.acme, "PATCH", path, body)
 	if r := b.send(t, b.acme, "PATCH", path, body); !strings.Contains(r.text, "is read-only: leave it out") {
 		t.Error(r.text)
 	}
