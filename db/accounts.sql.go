@@ -7,6 +7,7 @@ package db
 
 import (
 	"context"
+	"time"
 )
 
 const deleteAccountRow = `-- name: DeleteAccountRow :execrows
@@ -24,6 +25,7 @@ func (q *Queries) DeleteAccountRow(ctx context.Context, id string) (int64, error
 
 const getAccount = `-- name: GetAccount :one
 SELECT coalesce(a.status, 'active')::text AS status,
+  a.status_changed_at,
   a.subscription_limit,
   coalesce(a.allow_insecure_http, false)::boolean AS allow_insecure_http,
   (SELECT count(*) FROM mailhook.subscriptions AS s WHERE s.account_id = given.id AND s.deleted_at IS NULL)::bigint AS subscription_count
@@ -33,6 +35,7 @@ LEFT JOIN mailhook.accounts AS a ON a.id = given.id
 
 type GetAccountRow struct {
 	Status            string
+	StatusChangedAt   *time.Time
 	SubscriptionLimit *int32
 	AllowInsecureHTTP bool
 	SubscriptionCount int64
@@ -45,6 +48,7 @@ func (q *Queries) GetAccount(ctx context.Context, id string) (GetAccountRow, err
 	var i GetAccountRow
 	err := row.Scan(
 		&i.Status,
+		&i.StatusChangedAt,
 		&i.SubscriptionLimit,
 		&i.AllowInsecureHTTP,
 		&i.SubscriptionCount,
@@ -64,11 +68,12 @@ func (q *Queries) LockAccount(ctx context.Context, id string) error {
 }
 
 const putAccount = `-- name: PutAccount :exec
-INSERT INTO mailhook.accounts (id, status, subscription_limit, allow_insecure_http)
+INSERT INTO mailhook.accounts AS a (id, status, subscription_limit, allow_insecure_http)
 VALUES ($1, $2, $3, $4)
 ON CONFLICT (id) DO UPDATE
 SET status = excluded.status, subscription_limit = excluded.subscription_limit, allow_insecure_http = excluded.allow_insecure_http,
-  updated_at = clock_timestamp()
+  updated_at = clock_timestamp(),
+  status_changed_at = CASE WHEN excluded.status <> a.status THEN clock_timestamp() ELSE a.status_changed_at END
 `
 
 type PutAccountParams struct {

@@ -135,7 +135,7 @@ func (q *Queries) GetHealth(ctx context.Context, subscriptionID uuid.UUID) (GetH
 }
 
 const getSubscriptionOfHistory = `-- name: GetSubscriptionOfHistory :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND ($2::text IS NULL OR s.account_id = $2::text)
@@ -183,6 +183,7 @@ func (q *Queries) GetSubscriptionOfHistory(ctx context.Context, arg GetSubscript
 		&i.PublicKey,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.StatusChangedAt,
 		&i.Version,
 		&i.DeletedAt,
 	)
@@ -193,6 +194,7 @@ const listSameURL = `-- name: ListSameURL :many
 SELECT s.id, s.name
 FROM mailhook.subscriptions AS s
 WHERE s.account_id = $1
+  AND s.channel_type = 'web'
   AND s.url = $2
   AND s.id <> $3
   AND s.deleted_at IS NULL
@@ -213,7 +215,8 @@ type ListSameURLRow struct {
 	Name string
 }
 
-// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+// ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all. Of channel web alone: of others
+// the whole URL is not in it.
 func (q *Queries) ListSameURL(ctx context.Context, arg ListSameURLParams) ([]ListSameURLRow, error) {
 	rows, err := q.db.Query(ctx, listSameURL,
 		arg.AccountID,

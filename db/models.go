@@ -117,6 +117,8 @@ type Subscription struct {
 	PublicKey *string
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	// Since when it has its status: held since, for a paused or suspended one. Kept by a trigger.
+	StatusChangedAt time.Time
 	// Raised by every change; workers compare it just before they send.
 	Version int64
 	// Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.

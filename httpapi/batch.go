@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -27,24 +26,15 @@ type Batch struct {
 	MaxWait   string `json:"max_wait" example:"1s"`
 }
 
-// applyBatch puts the batch of an input into a subscription; the format and the ordering are those that it will have.
+// applyBatch puts the batch of an input into a subscription.
 func applyBatch(in optional[batchInput], to *db.Subscription) []FieldError {
 	if in.null {
 		to.BatchMaxEvents, to.BatchMaxWait = nil, nil
 		return nil
 	}
 	found := applyBatchBounds(in.value, to)
-	if to.BatchMaxEvents == nil {
-		if in.set && len(found) == 0 {
-			found = append(found, FieldError{"batch.max_events", "required", "is required, from 1 to 1000"})
-		}
-		return found
-	}
-	if f, ok := format.Find(to.Format); ok && f.Arrays == format.NoArrays {
-		found = append(found, FieldError{"batch", "not_allowed", fmt.Sprintf("must be null with format %s, which has no arrays; these have: %s", to.Format, formatsWithArrays(to.ChannelType))})
-	}
-	if to.Ordering != "none" {
-		found = append(found, FieldError{"batch", "not_allowed", "must be null with ordering " + to.Ordering + "; set ordering to none to have batches"})
+	if to.BatchMaxEvents == nil && in.set && len(found) == 0 {
+		found = append(found, FieldError{"batch.max_events", "required", "is required, from 1 to 1000"})
 	}
 	return found
 }

@@ -58,8 +58,8 @@ func TestWhereBatchesAreRefused(t *testing.T) {
 	for _, channel := range []string{"web", "pushover", "slack", "teams"} {
 		for _, name := range format.Names(channel) {
 			f, _ := format.Find(name)
-			row := db.Subscription{ChannelType: channel, Format: name, Ordering: "none"}
-			found := applyBatch(of, &row)
+			row := db.Subscription{ChannelType: channel, Format: name, Ordering: "none", SuccessRule: "2xx"}
+			found := append(applyBatch(of, &row), checkTogether(&row)...)
 			if refused := f.Arrays == format.NoArrays; refused != (len(found) == 1) {
 				t.Errorf("%s: %v", name, found)
 			}
@@ -68,14 +68,14 @@ func TestWhereBatchesAreRefused(t *testing.T) {
 			}
 			// A change of the format under a batch is refused as well.
 			row.BatchMaxEvents = &ten
-			if again := applyBatch(optional[batchInput]{}, &row); len(again) != len(found) {
+			if again := append(applyBatch(optional[batchInput]{}, &row), checkTogether(&row)...); len(again) != len(found) {
 				t.Errorf("%s under a batch: %v", name, again)
 			}
 		}
 	}
 	for _, ordering := range []string{"message", "recipient"} {
-		row := db.Subscription{ChannelType: "web", Format: "standard", Ordering: ordering}
-		if found := applyBatch(of, &row); len(found) != 1 || found[0].Field != "batch" || !strings.Contains(found[0].Message, "ordering") {
+		row := db.Subscription{ChannelType: "web", Format: "standard", Ordering: ordering, SuccessRule: "2xx"}
+		if found := append(applyBatch(of, &row), checkTogether(&row)...); len(found) != 1 || found[0].Field != "ordering" || !strings.Contains(found[0].Message, "batch") {
 			t.Errorf("ordering %s: %v", ordering, found)
 		}
 	}

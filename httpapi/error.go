@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -184,7 +185,7 @@ const (
 
 // asProblem is a huma transformer: the errors that huma finds by itself get the form of all others. It never passes
 // on the values that huma adds to them, which may be secrets.
-func asProblem(_ huma.Context, _ string, body any) (any, error) {
+func asProblem(ctx huma.Context, _ string, body any) (any, error) {
 	model, ok := body.(*huma.ErrorModel)
 	if !ok {
 		return body, nil
@@ -195,7 +196,11 @@ func asProblem(_ huma.Context, _ string, body any) (any, error) {
 	}
 	found := make([]FieldError, 0, len(model.Errors))
 	for _, detail := range model.Errors[:min(len(model.Errors), maxErrors)] {
-		found = append(found, fieldErrorOf(code, detail))
+		e := fieldErrorOf(code, detail)
+		if e.Code == "unknown_field" && ctx.Operation().OperationID == patchSubscription && slices.Contains(readOnlyFields(), e.Field) {
+			e.Message = "is read-only: leave it out"
+		}
+		found = append(found, e)
 	}
 	if len(found) == 0 {
 		return fail(code, model.Detail), nil

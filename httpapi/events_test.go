@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -348,19 +349,21 @@ func TestTestSend(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		types      []string
-		body       any
-		want, verb string
+		types              []string
+		body               any
+		want, verb, format string
 	}{
-		{[]string{"email.bounced"}, nil, "email.bounced", "pause"},
-		{[]string{"email"}, nil, "email.delivered", "deactivate"},
-		{[]string{"*"}, object{}, "email.delivered", "resume"},
-		{[]string{"form", "email"}, nil, "form.submitted", "resume"},
-		{[]string{"my.own"}, nil, "my.own", "resume"},
-		{[]string{"email"}, object{"event_type": "my.other"}, "my.other", "resume"},
-		{[]string{"email"}, object{"event_type": "Complained (Spam Report)"}, "email.complained", "resume"},
+		{[]string{"email.bounced"}, nil, "email.bounced", "pause", ""},
+		{[]string{"email"}, nil, "email.delivered", "deactivate", ""},
+		{[]string{"*"}, object{}, "email.delivered", "resume", ""},
+		{[]string{"form", "email"}, nil, "form.submitted", "resume", ""},
+		{[]string{"my.own"}, nil, "my.own", "resume", ""},
+		{[]string{"email"}, object{"event_type": "my.other"}, "my.other", "resume", ""},
+		{[]string{"email"}, object{"event_type": "Complained (Spam Report)"}, "email.complained", "resume", ""},
+		{[]string{"email"}, object{"format": nil}, "email.delivered", "resume", ""},
+		{[]string{"email"}, object{"format": "mailjet"}, "email.delivered", "resume", "mailjet"},
 	} {
-		path := "/v1/subscriptions/" + b.create(t, b.acme, object{"event_types": c.types})
+		path := "/v1/subscriptions/" + b.create(t, b.acme, object{"event_types": c.types, "format": "sendgrid"})
 		b.must(t, 200, b.acme, "POST", path+"/"+c.verb, nil)
 		answered := make(chan object)
 		go func() { answered <- b.must(t, 200, b.acme, "POST", path+"/test", c.body) }()
@@ -368,10 +371,10 @@ func TestTestSend(t *testing.T) {
 		if err != nil || notification.Payload != "test" {
 			t.Fatal(err, notification)
 		}
-		eventType := dbtest.QueryOne[string](t, b.DB, `UPDATE mailhook.test_deliveries SET leased_by = mailhook.uuid7(), ended_at = clock_timestamp(),
-			duration_ms = 5, status_code = 503, outcome = 'http_5xx', response_excerpt = 'x\000' WHERE ended_at IS NULL RETURNING event_type`)
-		if eventType != c.want {
-			t.Errorf("%v %v: got %s, want %s", c.types, c.body, eventType, c.want)
+		got := dbtest.QueryOne[string](t, b.DB, `UPDATE mailhook.test_deliveries SET leased_by = mailhook.uuid7(), ended_at = clock_timestamp(),
+			duration_ms = 5, status_code = 503, outcome = 'http_5xx', response_excerpt = 'x\000' WHERE ended_at IS NULL RETURNING event_type || ' ' || format`)
+		if want := c.want + " " + cmp.Or(c.format, "sendgrid"); got != want {
+			t.Errorf("%v %v: got %s, want %s", c.types, c.body, got, want)
 		}
 		if got := fmt.Sprint(<-answered); got != "map[duration_ms:5 outcome:http_5xx request:<nil> response_excerpt:x\uFFFD status_code:503]" {
 			t.Error(got)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 // maxSameURL bounds the other subscriptions that an explanation names.
@@ -25,7 +26,7 @@ type Explanation struct {
 	Conditions     []Condition           `json:"conditions" nullable:"false"`
 	Delivery       *DeliveryWithAttempts `json:"delivery,omitempty" doc:"The newest delivery of this event to this subscription."`
 	Hints          []string              `json:"hints,omitempty" doc:"What to look at, by the outcomes of the attempts."`
-	SameURL        []SameURL             `json:"same_url,omitempty" doc:"Other subscriptions of the account that send this event to the same URL: it comes there more than once."`
+	SameURL        []SameURL             `json:"same_url,omitempty" doc:"Other subscriptions of the account that send this event to the same URL: it comes there more than once. Of channel web alone."`
 }
 
 // SameURL is a subscription with the URL of another.
@@ -146,12 +147,16 @@ func (s *server) addDelivery(ctx context.Context, who caller, out *Explanation, 
 	if err != nil {
 		return err
 	}
-	out.Delivery, out.Hints = &delivery, hintsOf(delivery.Attempts)
+	out.Delivery, out.Hints = &delivery, hintsOf(delivery.Attempts, to.ChannelType)
 	return nil
 }
 
-// sameURL names the other subscriptions that get the event at the same URL.
+// sameURL names the other subscriptions that get the event at the same URL. Of other channels than web the URL is not known
+// here: what is stored openly is a mask, or the same for all.
 func (s *server) sameURL(ctx context.Context, e db.Event, to db.Subscription) (same []SameURL, err error) {
+	if to.ChannelType != format.Web {
+		return nil, nil
+	}
 	rows, err := s.queries.ListSameURL(ctx, db.ListSameURLParams{AccountID: to.AccountID, URL: to.URL, ID: to.ID, MaxRows: maxSameURL})
 	if err != nil {
 		return nil, fmt.Errorf("list subscriptions of the same URL: %w", err)

@@ -1,6 +1,10 @@
 package httpapi
 
-import "slices"
+import (
+	"slices"
+
+	"mailhook/db/format"
+)
 
 // An outcomeHint says an outcome in words, and what to look at.
 type outcomeHint struct{ words, hint string }
@@ -24,6 +28,10 @@ func hintOf(outcome string) outcomeHint {
 		return outcomeHint{"the connection was broken off", "a firewall, proxy or crash ends the connection: look into the logs there"}
 	case "blocked_address":
 		return outcomeHint{"the URL leads to an address that is not allowed", "use a public address and an ordinary port"}
+	case "http_2xx":
+		return outcomeHint{"the endpoint answered 2xx but not 200, which alone is success here", "answer 200, or set success to 2xx"}
+	case "partial_failure":
+		return outcomeHint{"the endpoint took the batch but named this event in failed", "look into the logs there for why it named it"}
 	case "http_3xx":
 		return outcomeHint{"the endpoint redirects", "redirects are not followed: use the URL that it leads to"}
 	case "http_4xx":
@@ -44,10 +52,18 @@ func hintOf(outcome string) outcomeHint {
 
 func wordsOf(outcome string) string { return hintOf(outcome).words }
 
+// hintFor is the hint of an outcome on a channel: requests to others than web have no signature and no path to choose.
+func hintFor(outcome, channel string) string {
+	if outcome == "http_4xx" && channel != format.Web {
+		return "check that what channel has been told is still valid at " + channel + ": keys or the URL of the incoming webhook; response_excerpt may say more"
+	}
+	return hintOf(outcome).hint
+}
+
 // hintsOf is what the outcomes hint at, the last first, each once.
-func hintsOf(attempts []Attempt) (hints []string) {
+func hintsOf(attempts []Attempt, channel string) (hints []string) {
 	for _, a := range slices.Backward(attempts) {
-		if hint := hintOf(a.Outcome).hint; hint != "" && !slices.Contains(hints, a.Outcome+": "+hint) {
+		if hint := hintFor(a.Outcome, channel); hint != "" && !slices.Contains(hints, a.Outcome+": "+hint) {
 			hints = append(hints, a.Outcome+": "+hint)
 		}
 	}

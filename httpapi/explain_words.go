@@ -54,6 +54,9 @@ func (s *server) summaryOfDelivery(ctx context.Context, d DeliveryWithAttempts, 
 		held, err := s.holdOf(ctx, d.HeldReason, to)
 		return "Held, not dropped: " + held + "; " + tried + ".", err
 	}
+	if d.NextAttemptAt == nil { // waits_for says so
+		return "Waiting for an earlier delivery of the same message or recipient; " + tried + ".", nil
+	}
 	return fmt.Sprintf("Waiting for the next attempt, due at %s; %s.", at(time.Time(*d.NextAttemptAt)), tried), nil
 }
 
@@ -82,7 +85,7 @@ func (s *server) summaryAhead(ctx context.Context, event db.Event, to db.Subscri
 	return "The event would be held: " + held + ".", err
 }
 
-// holdOf says why and since when deliveries are held. When the status changed is known by the last change of all.
+// holdOf says why and since when deliveries are held.
 func (s *server) holdOf(ctx context.Context, reason string, to db.Subscription) (string, error) {
 	health, err := s.healthOf(ctx, to)
 	if err != nil {
@@ -90,11 +93,18 @@ func (s *server) holdOf(ctx context.Context, reason string, to db.Subscription) 
 	}
 	switch reason {
 	case "paused":
-		return fmt.Sprintf("the subscription is paused (%s), last changed at %s; resume it", valueOf(to.StatusReason), at(to.UpdatedAt)), nil
+		return fmt.Sprintf("the subscription is paused (%s) since %s; resume it", valueOf(to.StatusReason), at(to.StatusChangedAt)), nil
 	case "suspended":
-		return fmt.Sprintf("the subscription is suspended (%s), last changed at %s; mend the endpoint and resume it", valueOf(to.StatusReason), at(to.UpdatedAt)), nil
+		return fmt.Sprintf("the subscription is suspended (%s) since %s; mend the endpoint and resume it", valueOf(to.StatusReason), at(to.StatusChangedAt)), nil
 	case "account":
-		return "the account is suspended", nil
+		account, err := s.queries.GetAccount(ctx, to.AccountID)
+		if err != nil {
+			return "", fmt.Errorf("read account: %w", err)
+		}
+		if account.StatusChangedAt == nil { // its settings are gone by now
+			return "the account was suspended", nil
+		}
+		return "the account is suspended since " + at(*account.StatusChangedAt), nil
 	}
 	if health.OpenedAt != nil {
 		return fmt.Sprintf("the endpoint fails (%s), so its circuit is open since %s; the next probe is due at %s", valueOf(health.LastOutcome), at(*health.OpenedAt), at(*health.OpenUntil)), nil
@@ -152,6 +162,10 @@ func reasonOf(ended *string) string {
 		return "because it had been held for too long"
 	case "overflow":
 		return "because too many were held"
+	case "permanent":
+		return "because what the channel sends to will never take it"
+	case "unrecordable":
+		return "because its outcome could not be written"
 	default:
 		return "as " + reason
 	}

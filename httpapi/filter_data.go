@@ -142,14 +142,14 @@ func spellPath(path []string) string {
 }
 
 // recipientDomain is a domain in lower case as far as it is ASCII, as the database has that of an event.
-func recipientDomain(value string) (text, fault string) {
+func recipientDomain(value string) (string, fault) {
 	if strings.Contains(value, "@") {
-		return "", "must be a domain without @, as example.com"
+		return "", fault{"invalid_address", "must be a domain without @, as example.com"}
 	}
 	return strings.Map(func(r rune) rune {
 		if r >= 'A' && r <= 'Z' {
 			return r + 'a' - 'A'
 		}
 		return r
-	}, value), ""
+	}, value), fault{}
 }

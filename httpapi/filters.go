@@ -67,7 +67,7 @@ type filtersInput struct {
 	ListID          optional[[]filterValue] `json:"list_id,omitempty" maxItems:"200" doc:"Any of data.list_id and data.list_ids."`
 	Tag             optional[[]filterValue] `json:"tag,omitempty" maxItems:"200" doc:"Any of data.tag, data.tags and data.category."`
 	RecipientDomain optional[[]filterValue] `json:"recipient_domain,omitempty" maxItems:"200" doc:"What follows the last @ of the recipient."`
-	MessageClass    optional[[]filterValue] `json:"message_class,omitempty" maxItems:"200" doc:"As newsletter or transactional."`
+	MessageClass    optional[[]filterValue] `json:"message_class,omitempty" maxItems:"200" doc:"newsletter and transactional, in any case."`
 	Data            optional[dataInput]     `json:"data,omitempty"`
 }
 
@@ -166,7 +166,7 @@ func applyFilters(in optional[filtersInput], to *db.Subscription) (found []Field
 		name string
 		in   optional[[]string]
 		to   *[]string
-		each func(string) (string, string)
+		each func(string) (string, fault)
 	}{
 		{"sending_domain", filters.SendingDomain, &to.FilterSendingDomain, asIs}, // the database lowers the case
 		{"sending_node", filters.SendingNode, &to.FilterSendingNode, asIs},
@@ -181,7 +181,7 @@ func applyFilters(in optional[filtersInput], to *db.Subscription) (found []Field
 	return append(found, applyConditions(filters, to)...)
 }
 
-func applyFilter(field string, values []string, to *[]string, each func(string) (text, fault string)) (found []FieldError) {
+func applyFilter(field string, values []string, to *[]string, each func(string) (string, fault)) (found []FieldError) {
 	for i, value := range values {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		if value == "" {
@@ -189,9 +189,9 @@ func applyFilter(field string, values []string, to *[]string, each func(string) 
 			continue
 		}
 		found = append(found, checkText(at, value, maxFilterBytes)...)
-		text, fault := each(value)
-		if fault != "" {
-			found = append(found, FieldError{at, "invalid_address", fault})
+		text, wrong := each(value)
+		if wrong.code != "" {
+			found = append(found, FieldError{at, wrong.code, wrong.message})
 		}
 		*to = append(*to, text)
 	}
@@ -199,18 +199,30 @@ func applyFilter(field string, values []string, to *[]string, each func(string) 
 	return found
 }
 
-func asIs(value string) (string, string) { return value, "" }
+// A fault is what is wrong with a value of a filter, all empty for nothing.
+type fault struct{ code, message string }
+
+// messageClass is one of the two that there are, in lower case, as leaf types have them.
+func messageClass(value string) (string, fault) {
+	text := strings.ToLower(value)
+	if text != "newsletter" && text != "transactional" {
+		return "", fault{"not_allowed", "must be newsletter or transactional"}
+	}
+	return text, fault{}
+}
+
+func asIs(value string) (string, fault) { return value, fault{} }
 
 // address takes an address, or the prefix of a single one; the database writes it as host() does.
-func address(value string) (text, fault string) {
+func address(value string) (string, fault) {
 	if prefix, err := netip.ParsePrefix(value); err == nil && prefix.IsSingleIP() {
-		return prefix.Addr().String(), ""
+		return prefix.Addr().String(), fault{}
 	}
 	addr, err := netip.ParseAddr(value)
 	if err != nil || addr.Zone() != "" {
-		return "", "must be an IPv4 or IPv6 address"
+		return "", fault{"invalid_address", "must be an IPv4 or IPv6 address"}
 	}
-	return addr.String(), ""
+	return addr.String(), fault{}
 }
 
 // applyConditions puts the filters that are conditions into a subscription, each in the place of the one before it.
@@ -222,10 +234,10 @@ func applyConditions(in filtersInput, to *db.Subscription) (found []FieldError) 
 	for _, f := range []struct {
 		name string
 		in   optional[[]filterValue]
-		each func(string) (string, string)
+		each func(string) (string, fault)
 	}{
 		{"campaign_id", in.CampaignID, asIs}, {"list_id", in.ListID, asIs}, {"tag", in.Tag, asIs}, {"recipient_domain", in.RecipientDomain, recipientDomain},
-		{"message_class", in.MessageClass, asIs},
+		{"message_class", in.MessageClass, messageClass},
 	} {
 		if !f.in.set {
 			continue

@@ -56,6 +56,10 @@ func TestFiltersOfAnyField(t *testing.T) {
 	if got := b.storedConditions(t, id); strings.Contains(got, "path") || strings.Contains(got, "campaign_id") || !strings.Contains(got, "tag") {
 		t.Error(got)
 	}
+	b.must(t, 200, b.acme, "PATCH", path, object{"filters": object{"message_class": []any{"Newsletter", "TRANSACTIONAL", "newsletter"}}})
+	if got := b.storedConditions(t, id); !strings.Contains(got, `{"any": ["newsletter", "transactional"], "field": "message_class"}`) {
+		t.Error(got)
+	}
 	b.must(t, 200, b.acme, "PATCH", path, object{"filters": nil})
 	if got := shown(); got != `{"bridge":[],"dedicated_ip":[],"sending_domain":[],"sending_node":[]}` || b.storedConditions(t, id) != "[]" {
 		t.Error(got)
@@ -82,6 +86,7 @@ func TestFiltersThatAreRefused(t *testing.T) {
 		{object{"list_id": []any{object{}}}, "filters.list_id[0]", "wrong_type"},
 		{object{"campaign_id": many}, "filters.campaign_id", "too_many"},
 		{object{"campaign_id": []any{long}}, "filters.campaign_id[0]", "too_long"},
+		{object{"message_class": []any{"newsletter", "marketing"}}, "filters.message_class[1]", "not_allowed"},
 		{object{"message_class": []any{""}}, "filters.message_class[0]", "too_short"},
 		{object{"recipient_domain": []any{"a@example.com"}}, "filters.recipient_domain[0]", "invalid_address"},
 		{data("plan", many), "filters.data.plan", "too_many"},

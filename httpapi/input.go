@@ -64,9 +64,17 @@ func checkDuration(field, text string, least, most time.Duration) (time.Duration
 		return 0, []FieldError{{field, "invalid_duration", err.Error()}}
 	}
 	if d < least || d > most {
-		return 0, []FieldError{{field, "out_of_range", fmt.Sprintf("must be from %s to %s", db.FormatDuration(least), db.FormatDuration(most))}}
+		return 0, []FieldError{{field, "out_of_range", fmt.Sprintf("must be from %s to %s", db.FormatDuration(least), spellMost(most))}}
 	}
 	return d, nil
+}
+
+// spellMost writes an upper bound: 24h, but from two days on whole ones as days.
+func spellMost(d time.Duration) string {
+	if d <= 24*time.Hour {
+		return db.FormatDuration(d)
+	}
+	return db.FormatDays(d)
 }
 
 // eventTypeSyntax is validEventType in words.

@@ -38,6 +38,14 @@ func TestOrdering(t *testing.T) {
 	// A batch has no order.
 	b.Exec(t, "UPDATE mailhook.subscriptions SET batch_max_events = 10, batch_max_wait = '1s'")
 	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "PATCH", path, object{"ordering": "recipient"})
+	batch := object{"max_events": 10}
+	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "POST", "/v1/subscriptions", subscription(object{"ordering": "message", "batch": batch}))
+	// One is changed for the other in one request.
+	b.must(t, 200, b.acme, "PATCH", path, object{"ordering": "message", "batch": nil})
+	check("message")
+	b.mustFail(t, 422, "ordering", "not_allowed", b.acme, "PATCH", path, object{"batch": batch})
+	b.must(t, 200, b.acme, "PATCH", path, object{"ordering": "none", "batch": batch})
+	check("none")
 }
 
 // A delivery that waits for its order says so, and cannot be hurried; a new one of an event takes its place in the order.
@@ -46,7 +54,8 @@ func TestRetriesKeepTheOrder(t *testing.T) {
 	b := setup(t)
 	subscription := b.create(t, b.acme, object{"ordering": "recipient"})
 	first := b.delivery(t, b.event(t, "acme", "email.sent", "r@example.com", time.Now()), subscription)
-	second := b.delivery(t, b.event(t, "acme", "email.sent", "R@example.com", time.Now()), subscription)
+	later := b.event(t, "acme", "email.sent", "R@example.com", time.Now())
+	second := b.delivery(t, later, subscription)
 	for _, id := range []string{first, second} {
 		b.end(t, id, "exhausted", "dns", 0)
 	}
@@ -61,6 +70,7 @@ func TestRetriesKeepTheOrder(t *testing.T) {
 	if behind["waits_for"] != "order" || behind["status"] != "pending" || behind["next_attempt_at"] != nil {
 		t.Error(behind)
 	}
+	says(t, b.explained(t, later, subscription), true, "Waiting for an earlier delivery of the same message or recipient; no attempt was made")
 	b.mustFail(t, 409, "", "blocked", b.acme, "POST", "/v1/deliveries/"+behind["id"].(string)+"/retry", nil)
 	b.must(t, 200, b.acme, "POST", "/v1/deliveries/"+head["id"].(string)+"/retry", nil)
 	if got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg((next_attempt_at = 'infinity')::text, ' ' ORDER BY event_id) FROM mailhook.deliveries"); got != "false true" {

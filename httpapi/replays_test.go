@@ -73,6 +73,10 @@ func TestBackfill(t *testing.T) {
 		body["backfill"] = over
 		b.mustFail(t, 422, "backfill", code, b.acme, "POST", "/v1/subscriptions", body)
 	}
+	body["backfill"] = "400d"
+	if r := b.send(t, b.acme, "POST", "/v1/subscriptions", body); !strings.Contains(r.text, "must be from 1h to 366d") {
+		t.Error(r.text)
+	}
 	b.Exec(t, "ALTER TABLE mailhook.replays ADD CONSTRAINT no CHECK (false) NOT VALID")
 	body["backfill"] = "1h"
 	b.must(t, 500, b.acme, "POST", "/v1/subscriptions", body)

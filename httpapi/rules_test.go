@@ -57,6 +57,13 @@ func TestSuccessRule(t *testing.T) {
 			t.Errorf("%v: %d %s", wrong, r.status, r.text)
 		}
 	}
+	// Teams answers 202: with 200 alone nothing would ever be delivered there.
+	b.must(t, 200, b.acme, "PATCH", path, object{"success": "200"})
+	teams := object{"type": "teams", "url": teamsURL}
+	b.mustFail(t, 422, "success", "not_allowed", b.acme, "PATCH", path, object{"channel": teams})
+	b.mustFail(t, 422, "success", "not_allowed", b.acme, "POST", "/v1/subscriptions", subscription(object{"channel": teams, "success": "200"}))
+	b.must(t, 200, b.acme, "PATCH", path, object{"channel": teams, "success": "2xx"})
+	b.mustFail(t, 422, "success", "not_allowed", b.acme, "PATCH", path, object{"success": "200"})
 	if b.must(t, 201, b.acme, "POST", "/v1/subscriptions", subscription(nil))["success"] != "2xx" {
 		t.Error("the default is not 2xx")
 	}

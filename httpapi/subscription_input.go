@@ -39,6 +39,16 @@ type SubscriptionInput struct {
 	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
 
+// patchSubscription is the operation that says of some fields that they are read-only.
+const patchSubscription = "patch-subscription"
+
+// readOnlyFields are those that GET answers and PATCH does not take.
+func readOnlyFields() []string {
+	return []string{
+		"id", "account_id", "status", "status_reason", "public_key", "created_at", "updated_at", "secrets", "usage", "channel.header_names", "channel.auth_type",
+	}
+}
+
 // A formatName is the name of a format of any channel.
 type formatName string
 
@@ -145,8 +155,9 @@ func (s *server) apply(in SubscriptionInput, to *db.Subscription, allowsHTTP boo
 			to.RateLimitPerSecond = &in.RateLimitPerSecond.value
 		}
 	}
+	to.Ordering = in.Ordering.pick(to.Ordering, byDefault.Ordering)
 	found = append(found, applyBatch(in.Batch, to)...)
-	return sealed, append(found, applyOrdering(in.Ordering, to)...)
+	return sealed, append(found, checkTogether(to)...)
 }
 
 func applyEventTypes(in optional[[]string], to *db.Subscription) (found []FieldError) {

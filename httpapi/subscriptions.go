@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -82,8 +83,8 @@ func (s *server) addSubscriptions(api huma.API) {
 		OperationID: "get-subscription", Method: http.MethodGet, Path: "/v1/subscriptions/{id}", Tags: tags, Summary: "Read a subscription",
 	}, s.getSubscription)
 	register(s, api, huma.Operation{
-		OperationID: "patch-subscription", Method: http.MethodPatch, Path: "/v1/subscriptions/{id}", Tags: tags,
-		Summary: "Change a subscription", Description: "A merge patch (RFC 7396): arrays are replaced, null restores the default.",
+		OperationID: patchSubscription, Method: http.MethodPatch, Path: "/v1/subscriptions/{id}", Tags: tags,
+		Summary: "Change a subscription", Description: "A merge patch (RFC 7396): arrays are replaced, null restores the default. Read-only, to be left out: " + strings.Join(readOnlyFields(), ", ") + ".",
 		RequestBody: mergePatchBody(),
 	}, s.patchSubscription)
 	register(s, api, huma.Operation{

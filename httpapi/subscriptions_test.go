@@ -306,18 +306,20 @@ func TestPatchSubscription(t *testing.T) {
 func TestWhatGetAnswersCanBePatched(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for _, schedule := range []any{"svix", []string{"30s", "5m"}} {
-		path := "/v1/subscriptions/" + b.create(t, b.acme, object{
-			"name": "Mine", "channel": object{"url": "https://example.com/1", "headers": object{"X-A": "1"}}, "retry_schedule": schedule,
-			"filters": object{"dedicated_ip": []string{"::1.2.3.4"}}, "timeout": "1s",
-		})
+	web := object{"url": "https://example.com/1", "headers": object{"X-A": "1"}}
+	for _, settings := range []object{
+		{"name": "Mine", "channel": web, "retry_schedule": "svix", "filters": object{"dedicated_ip": []string{"::1.2.3.4"}}, "timeout": "1s"},
+		{"channel": web, "retry_schedule": []string{"30s", "5m"}, "batch": object{"max_events": 10}},
+		{"channel": web, "format": "sendgrid", "ordering": "message"},
+		{"channel": pushover(object{"priority": 1})},
+		{"channel": object{"type": "slack", "url": slackURL}},
+	} {
+		path := "/v1/subscriptions/" + b.create(t, b.acme, settings)
 		before := b.must(t, 200, b.acme, "GET", path, nil)
 		body := b.must(t, 200, b.acme, "GET", path, nil)
-		for _, name := range []string{"id", "account_id", "status", "status_reason", "created_at", "updated_at", "secrets"} {
-			delete(body, name)
+		for _, field := range readOnlyFields() {
+			b.leaveOut(t, path, body, field)
 		}
-		delete(body["channel"].(object), "header_names")
-		delete(body["channel"].(object), "auth_type")
 		after := b.must(t, 200, b.acme, "PATCH", path, body)
 		delete(before, "updated_at")
 		delete(after, "updated_at")
@@ -325,6 +327,25 @@ func TestWhatGetAnswersCanBePatched(t *testing.T) {
 			t.Errorf("got %v, want %v", after, before)
 		}
 	}
+	// Elsewhere they are unknown.
+	b.mustFail(t, 422, "created_at", "unknown_field", b.acme, "POST", "/v1/subscriptions", subscription(object{"created_at": "x"}))
+}
+
+// leaveOut takes a read-only field out of a body, and sees that it is refused as such while it is in it.
+func (b *bundle) leaveOut(t *testing.T, path string, body object, field string) {
+	t.Helper()
+	in, name := body, field
+	if rest, ok := strings.CutPrefix(field, "channel."); ok {
+		in, name = body["channel"].(object), rest
+	}
+	if _, ok := in[name]; !ok {
+		in[name] = nil
+	}
+	b.mustFail(t, 422, field, "unknown_field", b.acme, "PATCH", path, body)
+	if r := b.send(t, b.acme, "PATCH", path, body); !strings.Contains(r.text, "is read-only: leave it out") {
+		t.Error(r.text)
+	}
+	delete(in, name)
 }
 
 func TestMergePatchContentType(t *testing.T) {

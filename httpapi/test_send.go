@@ -67,8 +67,10 @@ func (s *server) testSend(ctx context.Context, who caller, in *testSendRequest) 
 		return nil, err
 	}
 	if in.Body != nil {
-		if found := applyFormat(in.Body.Format, &row, false); len(found) > 0 {
-			return nil, invalid(found...)
+		if in.Body.Format.isValue() { // null is the default, too: that of the subscription
+			if found := applyFormat(in.Body.Format, &row, false); len(found) > 0 {
+				return nil, invalid(found...)
+			}
 		}
 		asked.IsPreview = in.Body.Preview.value
 	}

@@ -6,6 +6,7 @@ CREATE TABLE mailhook.accounts (
   allow_insecure_http boolean NOT NULL DEFAULT false,
   created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
   updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+  status_changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT accounts_id_pkey PRIMARY KEY (id),
   CONSTRAINT accounts_status_check CHECK (status IN ('active', 'suspended')),
   CONSTRAINT accounts_subscription_limit_check CHECK (subscription_limit >= 0)
@@ -13,6 +14,7 @@ CREATE TABLE mailhook.accounts (
 CREATE INDEX accounts_updated_at_idx ON mailhook.accounts (updated_at);
 COMMENT ON TABLE mailhook.accounts IS 'Customers of the host that have settings of their own. An account without a row has the defaults.';
 COMMENT ON COLUMN mailhook.accounts.status IS 'suspended: all deliveries of the account are held.';
+COMMENT ON COLUMN mailhook.accounts.status_changed_at IS 'Since when it has its status.';
 COMMENT ON COLUMN mailhook.accounts.subscription_limit IS 'How many subscriptions it may have; NULL is the default limit.';
 COMMENT ON COLUMN mailhook.accounts.allow_insecure_http IS 'Whether its subscriptions may use http, where the installation allows https only.';
 

@@ -82,6 +82,7 @@ CREATE TABLE mailhook.subscriptions (
   public_key             text,
   created_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   updated_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
+  status_changed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
   version                bigint NOT NULL DEFAULT 1,
   deleted_at             timestamptz,
   CONSTRAINT subscriptions_id_pkey PRIMARY KEY (id),
@@ -132,6 +133,7 @@ COMMENT ON COLUMN mailhook.subscriptions.channel_settings IS 'What a channel is 
 COMMENT ON COLUMN mailhook.subscriptions.filter_conditions IS 'Filters beside the four columns: an array of conditions, all of which must hold. Each has a field (campaign_id, list_id, tag, recipient_domain or message_class) or, for any other of data, a path (an array of names); and any or prefix, an array of texts.';
 COMMENT ON COLUMN mailhook.subscriptions.filter IS 'filter_conditions as dispatch runs them, about mailhook.fields_of; NULL for none.';
 COMMENT ON COLUMN mailhook.subscriptions.public_key IS 'By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.';
+COMMENT ON COLUMN mailhook.subscriptions.status_changed_at IS 'Since when it has its status: held since, for a paused or suspended one. Kept by a trigger.';
 COMMENT ON COLUMN mailhook.subscriptions.version IS 'Raised by every change; workers compare it just before they send.';
 COMMENT ON COLUMN mailhook.subscriptions.deleted_at IS 'Deleted by the customer: matches nothing, frees the limit; kept for its history until the attempts are dropped.';
 
@@ -355,6 +357,9 @@ AS $$
 BEGIN
   NEW.updated_at := clock_timestamp();
   NEW.version := OLD.version + 1;
+  IF NEW.status <> OLD.status THEN
+    NEW.status_changed_at := NEW.updated_at;
+  END IF;
   RETURN NEW;
 END
 $$;

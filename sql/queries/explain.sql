@@ -53,11 +53,13 @@ SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcom
 FROM mailhook.subscription_health AS h
 WHERE h.subscription_id = @subscription_id;
 
--- ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all.
+-- ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all. Of channel web alone: of others
+-- the whole URL is not in it.
 -- name: ListSameURL :many
 SELECT s.id, s.name
 FROM mailhook.subscriptions AS s
 WHERE s.account_id = @account_id
+  AND s.channel_type = 'web'
   AND s.url = @url
   AND s.id <> @id
   AND s.deleted_at IS NULL
