@@ -116,6 +116,22 @@ func TestMailjetErrors(t *testing.T) {
 		{"email.suppressed", `{"reason":"complained before"}`, "recipient/spam reporter false"},
 		{"email.suppressed", `{"reason":"unsubscribed"}`, "recipient/blacklisted false"},
 		{"email.failed", `{}`, "system/system issue false"},
+		// The code decides, wherever it stands, but where servers give one for anything; then the words.
+		{"email.bounced.hard", `{"enhanced_code":"5.1.1","reason":"User joe not listed in Domino Directory"}`, "recipient/user unknown true"},
+		{"email.bounced.hard", `{"reason":"550 5.1.1 joe is blacklisted, policy, quota"}`, "recipient/user unknown true"},
+		{"email.bounced.hard", `{"reason":"User joe not listed in Domino Directory"}`, "recipient/user unknown true"},
+		{"email.bounced.hard", `{"enhanced_code":"5.1.2","reason":"Domain does not exist"}`, "domain/invalid domain true"},
+		{"email.bounced.hard", `{"reason":"Domain does not exist"}`, "domain/invalid domain true"},
+		{"email.bounced.hard", `{"enhanced_code":"5.2.2","reason":"relayed to mx2, mailbox full"}`, "recipient/quota exceeded true"},
+		{"email.bounced.hard", `{"response":"552 5.2.2 relayed by a policy server"}`, "recipient/quota exceeded true"},
+		{"email.bounced.hard", `{"reason":"relayed to mx2, mailbox full"}`, "recipient/quota exceeded true"},
+		{"email.bounced.hard", `{"reason":"550 5.4.1 Recipient address rejected: Access denied"}`, "domain/relay/access denied true"},
+		{"email.bounced.hard", `{"response":"550 5.5.0 Requested action not taken: mailbox unavailable"}`, "recipient/user unknown true"},
+		{"email.bounced.hard", `{"enhanced_code":"5.5.0"}`, "system/protocol issue true"},
+		{"email.bounced.hard", `{"enhanced_code":"5.7.1","reason":"Client host blocked using Spamhaus"}`, "spam/sender blocked true"},
+		{"email.bounced.soft", `{"reason":"421 host 5.1.1.7 said: timed out"}`, "system/connection issue false"},
+		{"email.bounced.hard", `{"reason":"typo in the domain: gmial.com"}`, "domain/typofix true"},
+		{"email.failed", `{"reason":"error in template language, line 3"}`, "content/error in template language false"},
 		{"email.bounced.hard", `{"reason":{"a":1},"smtp_code":[]}`, "recipient/user unknown true"},
 	} {
 		var got struct {
