@@ -38,7 +38,7 @@ func mailjetFaults() []mailjetFault {
 
 // mailjetError says what a failure is related to, in Mailjet's pairs: by its enhanced code, else by the server's words, else by
 // the type of the event. Words come first where servers give one code for anything, and greylisting has no code of its own.
-func mailjetError(eventType string, f *fields) (related, fault string) {
+func mailjetError(eventType string, isHard bool, f *fields) (related, fault string) {
 	text := strings.ToLower(f.reason.text() + " " + f.response.text())
 	if strings.Contains(text, "greylist") || strings.Contains(text, "graylist") {
 		return "domain", "greylisted"
@@ -58,7 +58,7 @@ func mailjetError(eventType string, f *fields) (related, fault string) {
 		return "spam", "sender blocked"
 	case eventType == "email.rejected":
 		return "spam", "policy issue"
-	case f.isPermanent():
+	case isHard:
 		return "recipient", "user unknown"
 	}
 	return "system", "system issue"
