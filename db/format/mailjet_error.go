@@ -48,7 +48,7 @@ func mailjetError(eventType string, isHard bool, f *fields) (related, fault stri
 	byWords, isSaid := mailjetWords(text)
 	isVague := code == "4.1" || strings.HasPrefix(code, "5.") || strings.HasPrefix(code, "7.")
 	switch {
-	case isKnown && !(isVague && isSaid):
+	case isKnown && (!isVague || !isSaid):
 		return byCode.related, byCode.fault
 	case isSaid:
 		return byWords.related, byWords.fault
