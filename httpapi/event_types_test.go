@@ -102,6 +102,7 @@ func parity() map[string]map[string]string {
 			"clicked": "email.clicked", "unsubscribed": "email.unsubscribed", "complained": "email.complained",
 			// Postmark
 			"Delivery": "email.delivered", "Bounce": "email.bounced", "SpamComplaint": "email.complained", "Open": "email.opened", "Click": "email.clicked", "Inbound": "email.inbound",
+			"SubscriptionChange": "email.subscribed email.unsubscribed",
 			// Amazon SES
 			"SEND": "email.sent", "REJECT": "email.rejected", "BOUNCE": "email.bounced", "COMPLAINT": "email.complained", "DELIVERY": "email.delivered", "OPEN": "email.opened",
 			"CLICK": "email.clicked", "RENDERING_FAILURE": "email.failed", "Rendering Failure": "email.failed", "DELIVERY_DELAY": "email.delayed", "DeliveryDelay": "email.delayed",
@@ -111,7 +112,7 @@ func parity() map[string]map[string]string {
 			"link_unsubscribe": "email.unsubscribed", "relay_injection": "email.inbound",
 			// Brevo
 			"request": "email.sent", "hardBounce": "email.bounced.hard", "hard_bounce": "email.bounced.hard", "softBounce": "email.bounced.soft", "soft_bounce": "email.bounced.soft",
-			"uniqueOpened": "email.opened", "unique_opened": "email.opened", "invalid_email": "email.failed", "error": "email.failed", "listAddition": "email.subscribed",
+			"uniqueOpened": "email.opened", "unique_opened": "email.opened", "invalid_email": "email.failed", "invalid": "email.failed", "error": "email.failed", "listAddition": "email.subscribed",
 			// Resend
 			"email.delivery_delayed": "email.delayed", "email.scheduled": "email.queued", "email.sent": "email.sent", "email.complained": "email.complained",
 			// ours

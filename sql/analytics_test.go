@@ -14,7 +14,7 @@ import (
 // Known numbers of one account. Days are apart by whole days, whenever the test runs.
 const analyticsEvents = `
 INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, message_id, campaign_id, duplicate_of, data)
-SELECT now() - ago::interval, nextval('mailhook.outbox_id_seq'), account, event_type, now(), now(), recipient, campaign || '-' || i, campaign,
+SELECT now() - ago::interval, nextval('mailhook.outbox_id_seq'), account, event_type, now(), now(), recipient, nullif(campaign, 'no-id') || '-' || i, campaign,
   CASE WHEN event_type = 'email.queued' THEN 'evt_1' END, json_build_object('link_url', link)
 FROM (VALUES
   -- A campaign of 40 minutes ago, opened by one of four; two of yesterday's, opened by all.
@@ -34,6 +34,9 @@ FROM (VALUES
   ('acme', 'email.complained',         5, '50 minutes',          '9',   'a@usual.example', NULL),
   -- What is written twice counts once.
   ('acme', 'email.queued',             9, '1 minute',            '123', 'a@usual.example', NULL),
+  -- Of a campaign whose messages have no id there is no rate.
+  ('acme', 'email.delivered',          3, '45 minutes',          'no-id', 'a@usual.example', NULL),
+  ('calm', 'email.delivered',          3, '45 minutes',          'no-id', 'a@usual.example', NULL),
   ('calm', 'email.unsubscribed',      20, '1 minute',            '1',   'a@usual.example', NULL),
   ('calm', 'email.complained',         4, '1 minute',            '1',   'a@usual.example', NULL),
   ('calm', 'email.bounced.hard',       9, '1 minute',            '1',   'a@usual.example', NULL),
@@ -55,7 +58,7 @@ func TestAnalytics(t *testing.T) {
 	queries := analyticsQueries(t)
 	reader := dashboards(t, d, queries["Dashboards, alerts and aggregates, in SQL"])
 	for heading, want := range map[string]string{
-		"Live open rate":        "9 0 0 -; 123 4 1 25.0; 7 2 2 100.0; 8 0 3 -",
+		"Live open rate":        "9 0 0 -; no-id 0 0 -; 123 4 1 25.0; 7 2 2 100.0; 8 0 3 -",
 		"Click-through by link": "https://example.com/a 3 2; https://example.com/b 1 1",
 		"Bounces by domain":     "spike.example 12 0.00; usual.example 1 1.00",
 		"Open rate under the average in the first 30 minutes": "123 25.0 100.0",

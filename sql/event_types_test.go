@@ -88,6 +88,8 @@ func jsonType(value any) string {
 		return "string"
 	case float64:
 		return "number"
+	case []any:
+		return "array"
 	case map[string]any:
 		return "object"
 	}

@@ -40,7 +40,7 @@ func (v raw) isObject() bool { return len(v) > 0 && v[0] == '{' }
 // fields are the members of an event that other platforms have a place for, by our names.
 type fields struct {
 	recipient, messageID, campaignID, sendingDomain, sendingNode, dedicatedIP,
-	broadcastName, listID, subscriberID, metaData, tags, customID,
+	broadcastName, listID, subscriberID, metaData, tags, category, tag, customID,
 	linkURL, ipAddress, userAgent, geo,
 	bounceType, smtpCode, enhancedCode, reason, response, attempt,
 	complaintType, source raw
@@ -70,6 +70,10 @@ func (f *fields) of(name string) *raw {
 		return &f.metaData
 	case "tags":
 		return &f.tags
+	case "category":
+		return &f.category
+	case "tag":
+		return &f.tag
 	case "custom_id":
 		return &f.customID
 	case "link_url":
@@ -144,14 +148,18 @@ func (f *fields) reply() string {
 	return strings.Join(parts, " ")
 }
 
-// isPermanent says of a failure that it stays: by the kind of the bounce, else by the class of the server's code.
-func (f *fields) isPermanent() bool {
-	for _, v := range []raw{f.bounceType, f.enhancedCode, f.smtpCode} {
+// isPermanent says of a failure that it stays: by the kind of the bounce, else by the class of the server's code; isKnown: there
+// is one of these.
+func (f *fields) isPermanent() (isPermanent, isKnown bool) {
+	if kind := f.bounceType.text(); kind == "hard" || kind == "soft" {
+		return kind == "hard", true
+	}
+	for _, v := range []raw{f.enhancedCode, f.smtpCode} {
 		if v != nil {
-			return v.text() == "hard" || strings.HasPrefix(v.text(), "5")
+			return strings.HasPrefix(v.text(), "5"), true
 		}
 	}
-	return false
+	return false, false
 }
 
 // spelling is a platform's word for an event type, or for the nearest of its parents that has one; our name, and false, where

@@ -43,8 +43,8 @@ func (o *object) mailjet(event, eventType string, f *fields) {
 	case "click":
 		o.textOrEmpty("url", f.linkURL)
 	case "bounce", "blocked":
-		isHard := f.isPermanent()
-		related, fault := mailjetError(eventType, f)
+		isHard, _ := f.isPermanent()
+		related, fault := mailjetError(eventType, isHard, f)
 		o.bool("blocked", isHard || event == "blocked")
 		o.bool("hard_bounce", isHard)
 		o.string("error_related_to", related)

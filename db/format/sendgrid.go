@@ -30,7 +30,7 @@ func renderSendGrid(b []byte, e *Event, _ *Target) ([]byte, error) {
 	if f.messageID != nil {
 		o.string("smtp-id", angled(f.messageID.text()))
 	}
-	o.raw("category", f.tags)
+	o.raw("category", f.categories())
 	o.id("marketing_campaign_id", f.campaignID, numberDigits)
 	o.text("marketing_campaign_name", f.broadcastName)
 	o.sendGrid(event, e.Type, f)
@@ -58,11 +58,7 @@ func (o *object) sendGrid(event, eventType string, f *fields) {
 		o.text("ip", f.dedicatedIP)
 		o.string("reason", reply)
 		o.text("status", f.enhancedCode)
-		kind := "bounce"
-		if bounce := f.bounceType.text(); bounce == "soft" || bounce == "" && !strings.HasPrefix(eventType, "email.bounced") {
-			kind = "blocked"
-		}
-		o.string("type", kind)
+		o.string("type", sendGridBounce(eventType, f))
 	case "dropped":
 		o.string("reason", reply)
 		o.text("status", f.enhancedCode)
@@ -71,6 +67,27 @@ func (o *object) sendGrid(event, eventType string, f *fields) {
 		o.text("useragent", f.userAgent)
 		o.text("url", f.linkURL)
 	}
+}
+
+// sendGridBounce is bounce for what stays, blocked for what passes. A bounce of which nothing is known stays, and what a server
+// refused is blocked, whatever its code is.
+func sendGridBounce(eventType string, f *fields) string {
+	isPermanent, isKnown := f.isPermanent()
+	isBounce := strings.HasPrefix(eventType, "email.bounced") || f.bounceType.text() == "hard"
+	if isBounce && (isPermanent || !isKnown) {
+		return "bounce"
+	}
+	return "blocked"
+}
+
+// categories are the event's tags, by whichever of the names of it the host gives them.
+func (f *fields) categories() raw {
+	for _, v := range []raw{f.tags, f.category} {
+		if v != nil {
+			return v
+		}
+	}
+	return f.tag
 }
 
 // angled is a message id as the header has it.
