@@ -275,7 +275,7 @@ func TestAHeldTurnHoldsUpNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tx.Rollback(context.Background()) }) //nolint:errcheck // ends with the database
+	t.Cleanup(func() { tx.Rollback(context.Background()) })
 	if _, err := tx.Exec(t.Context(), "SELECT pg_advisory_xact_lock($1)", int64(dispatchTurn)); err != nil {
 		t.Fatal(err)
 	}
