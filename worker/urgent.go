@@ -12,8 +12,8 @@ const (
 	// urgentBatch bounds the outbox rows of one dispatch of the urgent lane: it is short, so that the next does not wait long.
 	urgentBatch = 100
 	// urgentPatience is how long the database looks for urgent rows before it answers that there are none. Its snapshot keeps
-	// dead rows for as long.
-	urgentPatience = 50 * time.Millisecond
+	// dead rows for as long, and its lock a migration of outbox, behind which the host waits.
+	urgentPatience = 15 * time.Millisecond
 	// lateAge is how long an urgent row may be committed after one with a higher id and still be found by the lane, and
 	// lateMost bounds the ids for which that holds: the index entries of rows that are gone stay for as long as somebody holds a
 	// snapshot, and each look reads those above its floor. What comes later goes by the ordinary lane.
