@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	slackURL = "https://hooks.slack.com/services/T0001/B0001/XXXXXXXXXXXXXXXXXXXXXXXX"
+	slackURL = "https://hooks.slack.com/services/T0001/B0001/abcdefghijklmnopqrstuvwx"
 	teamsURL = "https://prod-01.westeurope.logic.azure.com:443/workflows/0123456789abcdef0123456789abcdef/triggers/manual/paths/invoke?api-version=2016-06-01&sig=YYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYYY"
 )
 
@@ -70,7 +70,7 @@ func TestChannels(t *testing.T) {
 			t.Errorf("given back: %v", after)
 		}
 		text := dbtest.QueryOne[string](t, b.DB, "SELECT coalesce(string_agg(concat(l.before, l.after), ' '), '') FROM mailhook.audit_log AS l")
-		for _, secret := range []string{"XXXX", "YYYY", "uUuU", "aAaA"} {
+		for _, secret := range []string{"abcdefgh", "YYYY", "uUuU", "aAaA"} {
 			if strings.Contains(text, secret) {
 				t.Errorf("the audit log has a secret: %s", text)
 			}

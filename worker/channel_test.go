@@ -137,7 +137,7 @@ func TestPushover(t *testing.T) {
 func TestTheURLOfSlackAndTeamsIsASecret(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	const path, token = "/services/T0001/B0001/XXXXXXXXXXXXXXXXXXXXXXXX", "XXXXXXXXXXXXXXXXXXXXXXXX"
+	const path, token = "/services/T0001/B0001/abcdefghijklmnopqrstuvwx", "abcdefghijklmnopqrstuvwx"
 	server := newService(t, func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/teams") {
 			w.WriteHeader(http.StatusAccepted)

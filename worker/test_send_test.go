@@ -99,8 +99,8 @@ func (c *console) estate(t *testing.T, receiver string) map[string]string {
 	for name, channel := range map[string]map[string]any{
 		"web":      {"url": receiver + "/web", "headers": map[string]string{"X-Team": "confidential"}, "auth": map[string]string{"type": "bearer", "token": "confidential"}},
 		"pushover": {"type": "pushover", "user_key": "uUuUuUuUuUuUuUuUuUuUuUuUuUuUu1", "api_token": testKey},
-		"slack":    {"type": "slack", "url": receiver + "/slack/XXXXXXXXXXXXXXXXXXXXXXXX"},
-		"teams":    {"type": "teams", "url": receiver + "/teams/XXXXXXXXXXXXXXXXXXXXXXXX"},
+		"slack":    {"type": "slack", "url": receiver + "/slack/abcdefghijklmnopqrstuvwx"},
+		"teams":    {"type": "teams", "url": receiver + "/teams/abcdefghijklmnopqrstuvwx"},
 	} {
 		var created struct{ ID string }
 		c.ask(t, 201, "POST", "/v1/subscriptions", map[string]any{"channel": channel, "event_types": []string{"email"}, "secret": testSecret}, &created)
@@ -208,7 +208,7 @@ func TestPreviewsAndTests(t *testing.T) {
 		if got.Outcome != nil || got.StatusCode != nil || got.Request.URL != want {
 			t.Errorf("%s: %+v", channel, got)
 		}
-		if text := fmt.Sprint(got.Request); strings.Contains(text, "confidential") || strings.Contains(text, testKey) || strings.Contains(text, "XXXX") {
+		if text := fmt.Sprint(got.Request); strings.Contains(text, "confidential") || strings.Contains(text, testKey) || strings.Contains(text, "abcdefgh") {
 			t.Errorf("%s: a secret is shown: %s", channel, text)
 		}
 	}
