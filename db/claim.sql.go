@@ -110,8 +110,8 @@ measured AS MATERIALIZED (
     least(
       mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
         s.id, crew.workers, $7::uuid) * coalesce(s.batch_max_events, 1),
-      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) * coalesce(s.batch_max_events, 1)
-        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int,
+      (mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
+        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int) * coalesce(s.batch_max_events, 1),
       CASE WHEN s.rate_limit_per_second IS NOT NULL
         THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)::int AS width,
     ($9::jsonb ->> s.id::text)::int AS slow_limit,
@@ -300,6 +300,7 @@ SELECT resume.subscription_id AS resume_after,
   EXISTS (SELECT FROM open AS o WHERE o.release_before IS NOT NULL)::boolean AS releasing,
   statement_timestamp()::timestamptz AS claimed_at,
   resume.crowded,
+  resume.wanting,
   c.id AS delivery_id,
   c.batch_id,
   coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
@@ -345,11 +346,13 @@ FROM (
         LIMIT 1) IS NOT NULL
     LIMIT 100
   )::uuid[] AS crowded,
-  (EXISTS (
-    SELECT FROM open AS o
+  ARRAY(
+    SELECT o.subscription_id
+    FROM open AS o
     WHERE o.opened_at IS NULL AND o.release_before IS NULL
       AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
-  ) OR (SELECT count(*) FROM recent) >= 2000
+  )::uuid[] AS wanting,
+  ((SELECT count(*) FROM recent) >= 2000
     OR ($1::timestamptz IS NOT NULL
       AND (SELECT e.step FROM ended AS e) IS NOT NULL)
     -- Those for batches wait for slots of theirs, or those without for theirs.
@@ -388,6 +391,7 @@ type ClaimRow struct {
 	Releasing       bool
 	ClaimedAt       time.Time
 	Crowded         []uuid.UUID
+	Wanting         []uuid.UUID
 	DeliveryID      *uuid.UUID
 	BatchID         *uuid.UUID
 	Requests        int32
@@ -420,8 +424,8 @@ type ClaimRow struct {
 // Of a batch that failed it takes all, or, where another worker is at work on the same subscription, none; deliveries for
 // batches have free slots of their own (@free_batched), and come with how many requests of their subscription may be
 // under way here.
-// It answers the deliveries with their events, where the next walk resumes, whether a subscription had no more room, and
-// whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
+// It answers the deliveries with their events, where the next walk resumes, which subscriptions want more room than they have, whether
+// anything else has limited it, and whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
 // With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
 // while somebody holds a snapshot no vacuum takes them away. Then it names the subscriptions by what is due, and leaves
@@ -473,6 +477,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.Releasing,
 			&i.ClaimedAt,
 			&i.Crowded,
+			&i.Wanting,
 			&i.DeliveryID,
 			&i.BatchID,
 			&i.Requests,

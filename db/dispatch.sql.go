@@ -216,7 +216,7 @@ measured AS MATERIALIZED (
   SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
     least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid) * coalesce(r.batch_max_events, 1),
-      r.cap * coalesce(r.batch_max_events, 1) - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int,
+      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int) * coalesce(r.batch_max_events, 1),
       CASE WHEN r.rate_limit_per_second IS NOT NULL
         THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
     ($8::jsonb ->> r.subscription_id::text)::int AS slow_limit,
@@ -267,6 +267,21 @@ batching AS MATERIALIZED (
     GROUP BY y.subscription_id
   ) AS b
   CROSS JOIN crew
+),
+listed AS MATERIALIZED (
+  SELECT (SELECT min(c.id) FROM checked AS c) AS event_id,
+    (SELECT count(*) FROM inserted AS i) AS deliveries,
+    (SELECT sum(b.deliveries) FROM batching AS b) AS for_batches,
+    ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) AS delivery_ids,
+    ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) AS subscription_ids,
+    ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) AS event_ids,
+    ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) AS order_keys,
+    (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity') AS blocked,
+    ARRAY(SELECT b.subscription_id FROM blocked AS b) AS blocked_subscription_ids,
+    ARRAY(SELECT b.order_key FROM blocked AS b) AS blocked_order_keys,
+    ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) AS batching_ids,
+    ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) AS batching_requests,
+    ARRAY(SELECT DISTINCT y.subscription_id FROM roomy AS y WHERE y.may_start AND y.is_free AND NOT y.has_room) AS wanting
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -283,18 +298,20 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   (a.refused IS NOT NULL)::boolean AS is_quarantined,
   a.is_duplicate::boolean AS is_duplicate,
   mailhook.is_urgent(a.event_type)::boolean AS is_urgent,
-  (SELECT count(*) FROM inserted AS i)::bigint AS deliveries,
-  (SELECT coalesce(sum(b.deliveries), 0) FROM batching AS b)::bigint AS for_batches,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS delivery_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.subscription_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::uuid[] AS subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT i.event_id FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS event_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT coalesce(i.order_key, 0) FROM inserted AS i WHERE i.lease_id IS NOT NULL) END::bigint[] AS order_keys,
-  (SELECT count(*) FROM inserted AS i WHERE i.next_attempt_at = 'infinity')::bigint AS blocked,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM blocked AS b) END::uuid[] AS blocked_subscription_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.order_key FROM blocked AS b) END::bigint[] AS blocked_order_keys,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) END::uuid[] AS batching_ids,
-  CASE WHEN a.id = (SELECT min(c.id) FROM checked AS c) THEN ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) END::int[] AS batching_requests
+  coalesce(listed.deliveries, 0)::bigint AS deliveries,
+  coalesce(listed.for_batches, 0)::bigint AS for_batches,
+  listed.delivery_ids::uuid[] AS delivery_ids,
+  listed.subscription_ids::uuid[] AS subscription_ids,
+  listed.event_ids::bigint[] AS event_ids,
+  listed.order_keys::bigint[] AS order_keys,
+  coalesce(listed.blocked, 0)::bigint AS blocked,
+  listed.blocked_subscription_ids::uuid[] AS blocked_subscription_ids,
+  listed.blocked_order_keys::bigint[] AS blocked_order_keys,
+  listed.batching_ids::uuid[] AS batching_ids,
+  listed.batching_requests::int[] AS batching_requests,
+  listed.wanting::uuid[] AS wanting
 FROM accepted AS a
+LEFT JOIN listed ON listed.event_id = a.id
 `
 
 type DispatchParams struct {
@@ -342,14 +359,15 @@ type DispatchRow struct {
 	BlockedOrderKeys       []int64
 	BatchingIDs            []uuid.UUID
 	BatchingRequests       []int32
+	Wanting                []uuid.UUID
 }
 
 // Dispatch takes up to @max_rows rows from the outbox above @after_id, and those of @holes (ids that were missing
 // below it: transactions that commit late), logs them as events, matches subscriptions, and inserts the deliveries:
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 // It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
-// them (the first by id) lists the leased deliveries: three arrays of the same length; and the subscriptions that get
-// batches, with how many requests of each may be under way here. Deliveries for batches have free slots of their own
+// them (the first by id) lists the leased deliveries: four arrays of the same length; the subscriptions that get
+// batches, with how many requests of each may be under way here; and those that want more room than they have. Deliveries for batches have free slots of their own
 // (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
 // bounded by the worker.
 //
@@ -431,6 +449,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.BlockedOrderKeys,
 			&i.BatchingIDs,
 			&i.BatchingRequests,
+			&i.Wanting,
 		); err != nil {
 			return nil, err
 		}

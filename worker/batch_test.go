@@ -281,6 +281,73 @@ func TestRequestsWithBatchesAreBounded(t *testing.T) {
 	eachOnce(t, receipts, func(r receiver.Receipt) []string { return r.Events }, 20)
 }
 
+// A worker that has just joined begins no request with a batch that the cap has no room for, beside what was begun before it came.
+func TestBatchesOfANewWorkerKeepTheCap(t *testing.T) {
+	t.Parallel()
+	for elsewhere := range 8 {
+		t.Run(fmt.Sprintf("%d elsewhere", elsewhere), func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			id := b.subscribe(t, "/", "email", "max_in_flight = 5, batch_max_events = 4, batch_max_wait = '0s'")
+			other, w := b.idleWorker(t, b.config()), b.idleWorker(t, b.config())
+			b.waiting(t, id, elsewhere, 1)
+			b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = $1, lease_id = gen_random_uuid()", other.identity.get())
+			b.waiting(t, id, 40, 1)
+			b.emit(t, 40)
+			most := max(0, min(3, 5-elsewhere)) // its share of the cap is 2 or 3
+			check := func(by string, deliveries, requests int) {
+				t.Helper()
+				if deliveries > 4*most || deliveries > 0 && requests > most || deliveries == 0 && most > 0 {
+					t.Errorf("%s: %d deliveries in %d requests, at most %d", by, deliveries, requests, most)
+				}
+			}
+			claimed, err := w.q.Claim(t.Context(), db.ClaimParams{
+				MaxSteps: claimSteps, MaxOfEach: claimOfEach, FreeSlots: 100, FreeBatched: 100, MaxBytes: batchBytes, WorkerID: w.identity.get(), LeaseID: uuid.New(),
+				IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			requests, n := 0, 0
+			for _, row := range claimed {
+				if row.DeliveryID != nil {
+					requests, n = int(row.Requests), n+1
+				}
+			}
+			check("claim", n, requests)
+			b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = NULL, lease_id = NULL WHERE leased_by = $1", w.identity.get())
+			rows, err := w.q.Dispatch(t.Context(), db.DispatchParams{
+				Holes: []int64{}, MaxRows: 100, MaxBytes: batchBytes, FreeSlots: 100, FreeBatched: 100, WorkerID: w.identity.get(), LeaseID: uuid.New(), IDPrefix: idPrefix(),
+				IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			listed := listedOf(rows)
+			check("dispatch", len(listed.DeliveryIDs), int(listed.BatchingRequests[0]))
+		})
+	}
+}
+
+// A subscription that turns from single requests to batches and back, while events come: each comes once.
+func TestBatchesThatComeAndGo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email")
+	b.run(t, b.config())
+	const rounds, each = 20, 50
+	for n := range rounds {
+		set := "batch_max_events = 10, batch_max_wait = '0s'"
+		if n%2 == 1 {
+			set = "batch_max_events = NULL, batch_max_wait = NULL"
+		}
+		b.Exec(t, "UPDATE mailhook.subscriptions SET "+set+" WHERE id = $1", id)
+		b.emit(t, each)
+	}
+	b.settled(t)
+	eachOnce(t, b.waitFor(t, 1), func(r receiver.Receipt) []string { return r.Events }, rounds*each)
+}
+
 // Dead endpoints with batches leave slots to those without, and to other batches.
 func TestDeadEndpointsWithBatches(t *testing.T) {
 	t.Parallel()

@@ -51,8 +51,10 @@ type claimer struct {
 // A claimed is what a claim has to say.
 type claimed struct {
 	deliveries int
-	// limited: a subscription had no more room, and may have more that is due.
+	// limited: slots or memory ran out, and more may be due.
 	limited bool
+	// wants: a subscription had no more room, and may have more that is due.
+	wants bool
 	// releasing: what was held is released at its rate, so there will be more to take before anything comes due.
 	releasing bool
 	// more: the walk is not at its end.
@@ -62,13 +64,12 @@ type claimed struct {
 // claim leases due deliveries: retries, those that found no free slot at dispatch, released and rescued ones.
 func (w *Worker) claim(ctx, requests context.Context) {
 	lanes := newClaimLanes(w, requests)
-	var last claimed
 	rest := claimPause
 	ticker := time.NewTicker(w.cfg.ClaimInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
 		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
-		last = claimed{}
+		var last claimed
 		if w.mayLease() {
 			var err error
 			if last, err = lanes.once(ctx); err != nil {
@@ -82,13 +83,15 @@ func (w *Worker) claim(ctx, requests context.Context) {
 		if rest = min(2*rest, w.cfg.ClaimInterval); last.deliveries > 0 {
 			rest = claimPause
 		}
-		if last.deliveries == 0 && !last.limited {
-			more = nil // nothing waits for a slot
+		if !last.limited {
+			more = nil // nothing waits for any slot
 		}
 		select {
 		case <-ctx.Done():
 		case <-ticker.C:
 		case <-w.due:
+		case <-w.leases.wanted:
+			pause(ctx, rest)
 		case <-more:
 			pause(ctx, rest)
 		}
@@ -128,7 +131,7 @@ func (l *claimLanes) once(ctx context.Context) (claimed, error) {
 			return all, err
 		}
 		all.deliveries += one.deliveries
-		all.limited, all.releasing, all.more = all.limited || one.limited, all.releasing || one.releasing, all.more || one.more
+		all.limited, all.wants, all.releasing, all.more = all.limited || one.limited, all.wants || one.wants, all.releasing || one.releasing, all.more || one.more
 	}
 	return all, nil
 }
@@ -184,13 +187,13 @@ func (c *claimer) walkAgain() {
 
 func (c *claimer) learn(result claimed, took time.Duration) {
 	if c.since != nil {
-		if result.limited {
+		if result.limited || result.wants {
 			c.walkAgain() // what it left behind is older by the next look
 		}
 		return
 	}
 	c.walk.took += took
-	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited || result.releasing
+	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited || result.wants || result.releasing
 	if !result.more && !c.walk.found {
 		since := c.walk.began.Add(-lateMargin)
 		c.since, c.walkedAt = &since, time.Now()
@@ -210,7 +213,11 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		return claimed{limited: true, more: c.walk.resume != uuid.Nil}, nil
 	}
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !c.urgent && !c.isFair)
-	rows, err := w.q.Claim(ctx, db.ClaimParams{
+	q := w.genericQ // in the place of a dispatch
+	if c.urgent {
+		q = w.q // by its own indexes, which no plan takes that is made for both lanes
+	}
+	rows, err := q.Claim(ctx, db.ClaimParams{
 		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
 		FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
 		MaxBytes: min(room.bytes, batchBytes),
@@ -223,6 +230,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	}
 	if len(rows) > 0 {
 		c.crowd(rows[0].Crowded)
+		result.wants = len(rows[0].Wanting) > 0
 	}
 	deliveries := make([]*delivery, 0, len(rows))
 	began := c.walk.resume
@@ -233,6 +241,9 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		}
 	}
 	w.leases.got(lease, deliveries)
+	if result.wants {
+		w.leases.want(rows[0].Wanting)
+	}
 	w.start(c.requests, deliveries)
 	result.deliveries, result.more = len(deliveries), c.walk.resume != uuid.Nil
 	if room.claim <= 0 { // for batches alone: the others keep their turn

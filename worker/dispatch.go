@@ -181,7 +181,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 // steps, for a worker that looks some hundred times a second while it lingers.
 func (d *dispatcher) peek(ctx context.Context, after int64, probes []int64) (id int64, err error) {
 	err = call(ctx, func(ctx context.Context) (err error) {
-		id, err = d.w.urgentQ.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
+		id, err = d.w.genericQ.PeekOutbox(ctx, db.PeekOutboxParams{AfterID: after, Holes: probes})
 		return err
 	})
 	return id, err
@@ -217,8 +217,19 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 
 // weigh learns the fan-out of what was taken.
 func (d *dispatcher) weigh(taken []db.DispatchRow) {
-	learnRate(&d.fanOut, float64(taken[0].Deliveries)/float64(len(taken)))
-	learnRate(&d.batched, float64(taken[0].ForBatches)/float64(len(taken)))
+	listed := listedOf(taken)
+	learnRate(&d.fanOut, float64(listed.Deliveries)/float64(len(taken)))
+	learnRate(&d.batched, float64(listed.ForBatches)/float64(len(taken)))
+}
+
+// listedOf is the row of an answer that says what was made of all of them.
+func listedOf(rows []db.DispatchRow) (listed db.DispatchRow) {
+	for _, row := range rows {
+		if row.DeliveryIDs != nil {
+			return row
+		}
+	}
+	return listed
 }
 
 // learnRate follows a jump up at once, and the way down slowly.
@@ -254,9 +265,9 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	// The urgent lane waits for nobody's turn: what has an order it inserts blocked.
 	inTurn := w.state.ordered() && !d.urgent
 	dispatch := func(ctx context.Context) (err error) {
-		q := w.urgentQ
+		q := w.genericQ
 		if inTurn {
-			q = db.New(db.InTurn(w.urgentPool, dispatchTurn, turnPatience))
+			q = db.New(db.InTurn(w.genericPool, dispatchTurn, turnPatience))
 		}
 		taken, err = q.Dispatch(ctx, db.DispatchParams{
 			Holes: probes, AfterID: after, MaxRows: int32(rows), MaxBytes: bytes, //nolint:gosec // at most BatchRows
@@ -281,11 +292,14 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w.start(d.requests, deliveries)
 	d.leftSome = false
 	if len(taken) > 0 {
-		w.headless.add(blockedKeys(taken)...)
-		if int(taken[0].Deliveries-taken[0].Blocked) > len(deliveries) { // some were written as waiting
-			signal(w.due)
+		listed := listedOf(taken)
+		w.headless.add(blockedKeys(listed)...)
+		if int(listed.Deliveries-listed.Blocked) > len(deliveries) { // some were written as waiting: for a slot, or for room
 			forBatches := countBatched(deliveries)
-			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched // and not for their subscription's sake
+			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched
+			if !w.leases.want(listed.Wanting) || d.leftSome {
+				signal(w.due)
+			}
 		}
 		w.metrics.dispatchSeconds.Observe(time.Since(started).Seconds())
 		w.metrics.dispatched(taken)
@@ -319,11 +333,7 @@ func idPrefix() string {
 // unfold makes the deliveries that a dispatch has leased of its answer.
 func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*delivery {
 	events := make(map[int64]*event, len(rows))
-	var listed db.DispatchRow
 	for _, row := range rows {
-		if row.DeliveryIDs != nil {
-			listed = row
-		}
 		if row.Data == nil {
 			continue // nothing to send
 		}
@@ -332,6 +342,7 @@ func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*
 			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
 		}}
 	}
+	listed := listedOf(rows)
 	requests := make(map[uuid.UUID]int, len(listed.BatchingIDs))
 	for i, id := range listed.BatchingIDs {
 		requests[id] = int(listed.BatchingRequests[i])
@@ -371,7 +382,7 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 
 func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) error {
 	return call(ctx, func(ctx context.Context) error {
-		n, err := d.w.urgentQ.QuarantineOutboxRow(ctx, db.QuarantineOutboxRowParams{ID: id, ErrorCode: sqlState(cause), Reason: reason(cause)})
+		n, err := d.w.genericQ.QuarantineOutboxRow(ctx, db.QuarantineOutboxRowParams{ID: id, ErrorCode: sqlState(cause), Reason: reason(cause)})
 		if n > 0 {
 			d.w.metrics.eventsQuarantined.Inc()
 			d.w.cfg.Log.Warn("quarantined an event that cannot be dispatched", "id", id, "error_code", sqlState(cause))

@@ -253,42 +253,47 @@ func TestHoldingIsBounded(t *testing.T) {
 	}
 }
 
-// max_in_flight holds while workers come and go: 5 is no multiple of 2 or 3.
+// max_in_flight holds while workers come and go, of single requests and of those with batches: 5 is no multiple of 2 or 3.
 func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.subscribe(t, "/", "email.sent", "max_in_flight = 5", "timeout = '10 s'")
-	var under gauge
-	gate := make(chan struct{})
-	b.answerWith(func(http.ResponseWriter, receiver.Receipt) {
-		under.enter()
-		defer under.leave()
-		<-gate
-	})
-	open := func(n int) {
-		for range n {
-			gate <- struct{}{}
-		}
-	}
-	b.run(t, b.config())
-	b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 200)")
-	dbtest.Eventually(t, "the first has all of it", func() bool { return under.peak() == 5 })
-	_, stop := b.run(t, b.config())
-	b.waitForWorkers(t, 2)
-	open(40)
-	b.run(t, b.config())
-	b.waitForWorkers(t, 3)
-	open(40)
-	go stop()
-	open(120)
-	b.settled(t)
-	if under.peak() != 5 {
-		t.Errorf("%d requests at one time, the cap is 5", under.peak())
-	}
-	shares := b.count(t, `SELECT sum(mailhook.in_flight_share(5, s.id, crew.workers, w.id)) FROM mailhook.subscriptions AS s, mailhook.workers AS w,
-		(SELECT array_agg(id) AS workers FROM mailhook.workers) AS crew`)
-	if shares != 5 {
-		t.Errorf("the shares add up to %d", shares)
+	for name, batch := range map[string]string{"single": "batch_max_events = NULL", "batches": "batch_max_events = 4, batch_max_wait = '0s'"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.subscribe(t, "/", "email.sent", "max_in_flight = 5", "timeout = '10 s'", batch)
+			var under gauge
+			gate := make(chan struct{})
+			b.answerWith(func(http.ResponseWriter, receiver.Receipt) {
+				under.enter()
+				defer under.leave()
+				<-gate
+			})
+			open := func(n int) {
+				for range n {
+					gate <- struct{}{}
+				}
+			}
+			b.run(t, b.config())
+			b.Exec(t, "SELECT mailhook.emit('email.sent') FROM generate_series(1, 400)")
+			dbtest.Eventually(t, "the first has all of it", func() bool { return under.peak() == 5 })
+			_, stop := b.run(t, b.config())
+			b.waitForWorkers(t, 2)
+			open(40)
+			b.run(t, b.config())
+			b.waitForWorkers(t, 3)
+			open(40)
+			go stop()
+			close(gate) // of the batches nobody knows how many are left
+			b.settled(t)
+			if under.peak() != 5 {
+				t.Errorf("%d requests at one time, the cap is 5", under.peak())
+			}
+			shares := b.count(t, `SELECT sum(mailhook.in_flight_share(5, s.id, crew.workers, w.id)) FROM mailhook.subscriptions AS s, mailhook.workers AS w,
+				(SELECT array_agg(id) AS workers FROM mailhook.workers) AS crew`)
+			if shares != 5 {
+				t.Errorf("the shares add up to %d", shares)
+			}
+		})
 	}
 }
 

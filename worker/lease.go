@@ -30,14 +30,16 @@ type leases struct {
 	starved        bool                   // a batch waits for a slot
 	unstarved      chan struct{}          // there may be one
 	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
+	wanting        map[uuid.UUID]struct{} // subscriptions that have more due than room
+	wanted         chan struct{}          // one of them may have room
 	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
 
 func newLeases() *leases {
 	return &leases{
-		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{},
-		freed: make(chan struct{}), unstarved: make(chan struct{}, 1),
+		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{}, wanting: map[uuid.UUID]struct{}{},
+		freed: make(chan struct{}), unstarved: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 	}
 }
 
@@ -141,6 +143,7 @@ func (l *leases) returned(batch []returned) {
 
 func (l *leases) free(d *delivery) {
 	l.count(d, -1)
+	l.satisfy(d.subscriptionID)
 	l.leave(d)
 	l.feed()
 	if d.event.holders--; d.event.holders == 0 {
@@ -224,6 +227,33 @@ func (l *leases) crowd(ids []uuid.UUID, anew bool) {
 	}
 	for _, id := range ids {
 		l.crowded[id] = struct{}{}
+	}
+}
+
+// want has wanted tell when one of these subscriptions may have room. It says whether each has something under way here whose end
+// tells so.
+func (l *leases) want(ids []uuid.UUID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := true
+	for _, id := range ids {
+		if s := l.bySubscription[id]; s == nil || !s.isHeld() {
+			all = false
+			continue
+		}
+		l.wanting[id] = struct{}{}
+	}
+	return all
+}
+
+// satisfy tells that a subscription has room again: if it wants it, or if it is slow, for the slow ones have their slots in common.
+func (l *leases) satisfy(id uuid.UUID) {
+	if len(l.wanting) == 0 {
+		return
+	}
+	if _, ok := l.wanting[id]; ok || l.bySubscription[id].isSlow(time.Now()) {
+		delete(l.wanting, id)
+		signal(l.wanted)
 	}
 }
 

@@ -30,6 +30,9 @@ type load struct {
 	took      time.Duration // the last request that ended
 }
 
+// isHeld says whether this process holds a delivery or a slot of it.
+func (s *load) isHeld() bool { return s.slots > 0 || s.requests > 0 }
+
 func (s *load) moved(took time.Duration) { s.movedAt, s.took = time.Now(), took }
 
 func (s *load) isSlow(now time.Time) bool {
@@ -51,7 +54,7 @@ func (l *leases) take(d *delivery) {
 	case s == nil:
 		s = &load{movedAt: time.Now()}
 		l.bySubscription[d.subscriptionID] = s
-	case s.slots == 0 && s.requests == 0:
+	case !s.isHeld():
 		l.slowAndIdle--
 		s.movedAt = time.Now()
 	}
@@ -74,7 +77,7 @@ func (l *leases) leave(d *delivery) {
 }
 
 func (l *leases) rest(id uuid.UUID, s *load) {
-	if s.slots > 0 || s.requests > 0 {
+	if s.isHeld() {
 		return
 	}
 	if s.took > slowAfter && l.slowAndIdle < slowMost {
@@ -175,7 +178,7 @@ func (l *leases) load(maxDeliveries int, givesWay bool) loads {
 	var inFlight, urgent, limits object
 	single, batched := slowOnes{byID: map[uuid.UUID]int{}}, slowOnes{byID: map[uuid.UUID]int{}}
 	for id, s := range l.bySubscription {
-		if s.slots == 0 && s.requests == 0 && now.Sub(s.movedAt) > slowMemory {
+		if !s.isHeld() && now.Sub(s.movedAt) > slowMemory {
 			delete(l.bySubscription, id)
 			l.slowAndIdle--
 			continue

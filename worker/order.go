@@ -79,11 +79,9 @@ func keysOf(batch []outcome) (keys []orderKey) {
 
 // blockedKeys is the keys that a dispatch has blocked behind what was there before: their heads may have ended
 // meanwhile.
-func blockedKeys(rows []db.DispatchRow) (keys []orderKey) {
-	for _, row := range rows {
-		for i, key := range row.BlockedOrderKeys {
-			keys = append(keys, orderKey{row.BlockedSubscriptionIDs[i], key})
-		}
+func blockedKeys(listed db.DispatchRow) (keys []orderKey) {
+	for i, key := range listed.BlockedOrderKeys {
+		keys = append(keys, orderKey{listed.BlockedSubscriptionIDs[i], key})
 	}
 	return keys
 }

@@ -85,11 +85,10 @@ func (o *ordered) dispatch(inTurn bool) {
 	if err != nil {
 		o.rt.Fatal(err)
 	}
-	o.w.headless.add(blockedKeys(rows)...)
-	for _, row := range rows {
-		for i, id := range row.DeliveryIDs {
-			o.lease(id, lifeLease{lease, row.OrderKeys[i], row.EventIDs[i]})
-		}
+	listed := listedOf(rows)
+	o.w.headless.add(blockedKeys(listed)...)
+	for i, id := range listed.DeliveryIDs {
+		o.lease(id, lifeLease{lease, listed.OrderKeys[i], listed.EventIDs[i]})
 	}
 }
 

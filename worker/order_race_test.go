@@ -154,7 +154,7 @@ func TestDispatchesTakeTurns(t *testing.T) {
 	r.emit()
 	r.emit()
 	done := r.beside(func() error {
-		_, err := db.New(db.InTurn(r.w.urgentPool, dispatchTurn, time.Minute)).Dispatch(t.Context(), r.params(0))
+		_, err := db.New(db.InTurn(r.w.genericPool, dispatchTurn, time.Minute)).Dispatch(t.Context(), r.params(0))
 		return err
 	})
 	// Committed after the other began: what it waits for must be seen.
@@ -261,7 +261,7 @@ func (r *orderRace) params(after int64) db.DispatchParams {
 func (r *orderRace) dispatchBy(tx pgx.Tx) error {
 	rows, err := db.New(tx).Dispatch(r.t.Context(), r.params(0))
 	var p db.UnblockParams
-	for _, k := range blockedKeys(rows) {
+	for _, k := range blockedKeys(listedOf(rows)) {
 		p.SubscriptionIDs, p.OrderKeys = append(p.SubscriptionIDs, k.subscriptionID), append(p.OrderKeys, k.key)
 	}
 	r.keys["dispatch"] = p

@@ -93,7 +93,7 @@ func (w *Worker) pulse(ctx context.Context) {
 	every(ctx, pulseInterval, func(ctx context.Context) {
 		err := callAgain(ctx, func(ctx context.Context) error {
 			started := time.Now()
-			row, err := w.urgentQ.Pulse(ctx)
+			row, err := w.genericQ.Pulse(ctx)
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
 	written, failed := 0, false
 	err := w.persist(ctx, "record", func(ctx context.Context) error {
 		params.AgesMS = ages(batch)
-		rows, err := w.urgentQ.Record(ctx, params)
+		rows, err := w.genericQ.Record(ctx, params)
 		if err == nil {
 			written = w.metrics.ended(rows)
 		}

@@ -68,7 +68,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 	every(ctx, beatInterval, func(ctx context.Context) {
 		started := time.Now()
 		err := callAgain(ctx, func(ctx context.Context) error {
-			_, err := w.urgentQ.Beat(ctx, w.identity.get())
+			_, err := w.genericQ.Beat(ctx, w.identity.get())
 			return err
 		})
 		switch {

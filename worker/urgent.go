@@ -114,7 +114,7 @@ func (l *urgentLane) look(ctx context.Context) (bool, error) {
 func (l *urgentLane) await(ctx context.Context, most int) (ids []int64, err error) {
 	l.forget(time.Now())
 	err = call(ctx, func(ctx context.Context) (err error) {
-		ids, err = l.d.w.urgentQ.AwaitUrgent(ctx, db.AwaitUrgentParams{AfterID: l.after, MaxRows: int32(most), Patience: urgentPatience}) //nolint:gosec // at most urgentBatch
+		ids, err = l.d.w.genericQ.AwaitUrgent(ctx, db.AwaitUrgentParams{AfterID: l.after, MaxRows: int32(most), Patience: urgentPatience}) //nolint:gosec // at most urgentBatch
 		return err
 	})
 	return ids, err

@@ -201,7 +201,7 @@ func (d *dispatcher) askForHelp(ctx context.Context) {
 		return
 	}
 	d.askedAt = time.Now()
-	err := call(ctx, func(ctx context.Context) error { return d.w.urgentQ.Notify(ctx, workChannel) })
+	err := call(ctx, func(ctx context.Context) error { return d.w.genericQ.Notify(ctx, workChannel) })
 	d.w.complain(ctx, "ask for help", err)
 }
 
@@ -217,7 +217,7 @@ func (d *dispatcher) disarm(ctx context.Context) {
 }
 
 func (d *dispatcher) setOff(ctx context.Context) {
-	err := call(ctx, func(ctx context.Context) error { return d.w.urgentQ.Disarm(ctx) })
+	err := call(ctx, func(ctx context.Context) error { return d.w.genericQ.Disarm(ctx) })
 	d.w.complain(ctx, "disarm", err)
 }
 
@@ -268,10 +268,10 @@ func (d *dispatcher) arm(ctx context.Context) {
 	d.w.metrics.arms.Inc()
 	err := call(ctx, func(ctx context.Context) error {
 		// For longer than until the poll, which arms anew: a worker that dies leaves no host notifying for ever.
-		if _, err := d.w.urgentQ.Arm(ctx, 2*d.w.cfg.PollInterval.Seconds()+callTimeout.Seconds()); err != nil {
+		if _, err := d.w.genericQ.Arm(ctx, 2*d.w.cfg.PollInterval.Seconds()+callTimeout.Seconds()); err != nil {
 			return err
 		}
-		writers, err := d.w.urgentQ.ListOutboxWriters(ctx)
+		writers, err := d.w.genericQ.ListOutboxWriters(ctx)
 		d.writers = map[string]bool{}
 		for _, id := range writers {
 			d.writers[id] = true
@@ -291,7 +291,7 @@ func (d *dispatcher) arm(ctx context.Context) {
 func (d *dispatcher) writersLeft(ctx context.Context) {
 	var now []string
 	err := call(ctx, func(ctx context.Context) (err error) {
-		now, err = d.w.urgentQ.ListOutboxWriters(ctx)
+		now, err = d.w.genericQ.ListOutboxWriters(ctx)
 		return err
 	})
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 	"mailhook/db"
 )
 
-// urgentConnections are the sessions with generic plans, slowConnections those for statements that may take their time.
+// genericConnections are the sessions with generic plans, slowConnections those for statements that may take their time.
 const (
-	urgentConnections = 4
-	slowConnections   = 1
+	genericConnections = 4
+	slowConnections    = 1
 )
 
 // settleTime is how long a worker that joins others takes nothing: longer than their statements and their pulse.
@@ -36,10 +36,10 @@ type Worker struct {
 	cfg  Config
 	pool *db.Pool
 	q    *db.Queries
-	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch; dispatch of the urgent lane;
-	// record; heartbeat and pulse.
-	urgentPool *db.Pool
-	urgentQ    *db.Queries
+	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch, or the ordinary claim in its place;
+	// dispatch of the urgent lane; record; heartbeat and pulse.
+	genericPool *db.Pool
+	genericQ    *db.Queries
 	// One for retention and erasures. The server ends a statement before its caller gives up: a call that is given up costs its pool all
 	// connections, for they may be dead.
 	slowPool *db.Pool
@@ -89,20 +89,20 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	ctx, cancel := context.WithTimeout(ctx, slowTimeout)
 	defer cancel()
 	role := db.Role{Name: "mailhook worker", AsyncCommit: true, IndexOnly: true, StatementTimeout: callTimeout - statementMargin}
-	role.MaxConns = int32(cfg.Connections) - urgentConnections - slowConnections //nolint:gosec // validated
+	role.MaxConns = int32(cfg.Connections) - genericConnections - slowConnections //nolint:gosec // validated
 	pool, err := db.Open(ctx, cfg.DatabaseURL, role)
 	if err != nil {
 		return nil, err
 	}
-	slow, urgent := role, role
+	slow, generic := role, role
 	slow.MaxConns, slow.StatementTimeout = slowConnections, slowTimeout-statementMargin
 	slowPool, err := db.Open(ctx, cfg.DatabaseURL, slow)
 	if err != nil {
 		pool.Close()
 		return nil, err
 	}
-	urgent.MaxConns, urgent.GenericPlans = urgentConnections, true
-	urgentPool, err := db.Open(ctx, cfg.DatabaseURL, urgent)
+	generic.MaxConns, generic.GenericPlans = genericConnections, true
+	genericPool, err := db.Open(ctx, cfg.DatabaseURL, generic)
 	if err != nil {
 		pool.Close()
 		slowPool.Close()
@@ -113,10 +113,10 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		pool: pool,
 		q:    db.New(sessions(pool)),
 
-		urgentPool: urgentPool,
-		urgentQ:    db.New(sessions(urgentPool)),
-		slowPool:   slowPool,
-		slowQ:      db.New(slowPool),
+		genericPool: genericPool,
+		genericQ:    db.New(sessions(genericPool)),
+		slowPool:    slowPool,
+		slowQ:       db.New(slowPool),
 
 		leases:   newLeases(),
 		headless: newHeadless(),
@@ -133,7 +133,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	w.state.changed = make(chan struct{}, 1)
 	w.deaf.Store(pool.Pooled())
 	w.metrics = newMetrics(cfg.Registry, w.q, w.leases, cfg.Retention)
-	w.cache = newSubscriptionCache(w.urgentQ, cfg.Keyring, cfg.Log)
+	w.cache = newSubscriptionCache(w.genericQ, cfg.Keyring, cfg.Log)
 	if err := db.CheckPrivileges(ctx, pool, db.WorkerRole); err != nil {
 		w.Close()
 		return nil, err
@@ -170,7 +170,7 @@ func (w *Worker) checkTrigger(ctx context.Context) error {
 func (w *Worker) Close() {
 	w.metrics.unregister()
 	w.client.close()
-	w.urgentPool.Close()
+	w.genericPool.Close()
 	w.slowPool.Close()
 	w.pool.Close()
 }
