@@ -193,7 +193,7 @@ queued AS (
   OFFSET 0
 ),
 ranked AS (
-  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.batch_max_events, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.batch_max_events, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, q.subscription_id::text AS subscription_key, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
   FROM queued AS q
 ),
 crew AS MATERIALIZED (
@@ -213,20 +213,20 @@ elsewhere AS MATERIALIZED (
   ) AS x
 ),
 measured AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.nth,
+  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.subscription_key, r.nth,
     least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid) * coalesce(r.batch_max_events, 1),
-      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int) * coalesce(r.batch_max_events, 1),
+      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_key)::int) * coalesce(r.batch_max_events, 1),
       CASE WHEN r.rate_limit_per_second IS NOT NULL
         THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
-    ($8::jsonb ->> r.subscription_id::text)::int AS slow_limit,
-    coalesce(($9::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
-    coalesce(($10::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
+    ($8::jsonb ->> r.subscription_key)::int AS slow_limit,
+    coalesce(($9::jsonb ->> r.subscription_key)::int, 0) AS ordinary,
+    coalesce(($10::jsonb ->> r.subscription_key)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
 roomy AS MATERIALIZED (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.subscription_key, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
     m.may_start AND m.is_free AND m.nth <= CASE WHEN $11::boolean
       THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
@@ -242,7 +242,7 @@ inserted AS (
     CASE WHEN f.leased THEN $13::uuid END,
     f.order_key
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.subscription_key, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
         WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $14::int
         ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $15::int

@@ -48,9 +48,8 @@ type Role struct {
 	// IndexOnly keeps the planner from scanning whole tables. For the worker: all of its statements have an index for
 	// every step, and the statistics of tables that fill and empty in seconds mislead the planner.
 	IndexOnly bool
-	// GenericPlans plans a statement once for a session, not for each call. For dispatch, record, heartbeat and pulse: their plans leave no
-	// choice (each step has one index), and planning was four fifths of a small dispatch. A claim has a choice that a plan made on an
-	// empty table gets wrong.
+	// GenericPlans plans a statement once for a session, not for each call. For dispatch, claim, record, heartbeat and pulse: their plans
+	// leave no choice (each step has one index), and planning was four fifths of a small dispatch.
 	GenericPlans bool
 	// AsyncCommit lets a commit return before it is on disk. For the worker: what a crash of the database
 	// takes back is done again with the same ids (P3), and nothing is lost, because the host's commit is on disk.

@@ -41,7 +41,12 @@ func (s *server) retryDelivery(ctx context.Context, who caller, in *deliveryPara
 	if err != nil || ordered == nil {
 		return out, err
 	}
-	return s.unblock(ctx, who, *ordered, out)
+	due, err := s.unblock(ctx, who, *ordered, out)
+	if err != nil { // the delivery is there, and a worker's sweep finds it
+		s.config.Logger.WarnContext(ctx, "a retried delivery waits for its order", "delivery_id", out.Body.ID, "error", db.Message(err))
+		return out, nil
+	}
+	return due, nil
 }
 
 // unblock makes a new delivery that goes in order due, unless another of its key is unfinished. After the commit: what ended
@@ -53,7 +58,7 @@ func (s *server) unblock(ctx context.Context, who caller, key db.UnblockParams, 
 	}
 	unblocked, err := s.queries.Unblock(ctx, key)
 	if err != nil {
-		return nil, fmt.Errorf("unblock delivery: %w", err) // a worker's sweep does it
+		return nil, fmt.Errorf("unblock delivery: %w", err)
 	}
 	if unblocked.Unblocked == 0 {
 		return made, nil

@@ -348,6 +348,29 @@ func TestBatchesThatComeAndGo(t *testing.T) {
 	eachOnce(t, b.waitFor(t, 1), func(r receiver.Receipt) []string { return r.Events }, rounds*each)
 }
 
+// A complaint goes in the next request, by itself, before what waits for a slot of its subscription.
+func TestAnUrgentEventOvertakesBatches(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "max_in_flight = 1, batch_max_events = 10, batch_max_wait = '0s'")
+	release := make(chan struct{})
+	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { <-release })
+	w, _ := b.run(t, b.config())
+	for n := range 9 { // a place of the ten is kept for the urgent
+		b.emit(t, 1)
+		dbtest.Eventually(t, "it is here", func() bool { return w.leases.held() == n+1 })
+	}
+	b.Exec(t, "SELECT mailhook.emit('email.complained')")
+	dbtest.Eventually(t, "the complaint is here", func() bool { return w.leases.held() == 10 })
+	close(release)
+	b.settled(t)
+	receipts := b.waitFor(t, 3)
+	if got := sizes(t, receipts); !slices.Equal(got[:2], []int{1, 1}) || !strings.Contains(string(receipts[1].Body), "email.complained") {
+		t.Errorf("batches of %v, the second %s", got, receipts[1].Body)
+	}
+	eachOnce(t, receipts, func(r receiver.Receipt) []string { return r.Events }, 10)
+}
+
 // Dead endpoints with batches leave slots to those without, and to other batches.
 func TestDeadEndpointsWithBatches(t *testing.T) {
 	t.Parallel()

@@ -1,11 +1,14 @@
 package worker
 
 import (
+	"net/http"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	dto "github.com/prometheus/client_model/go"
 
+	"mailhook/cmd/receiver"
 	"mailhook/db/dbtest"
 )
 
@@ -59,6 +62,45 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 	look(0)
 	w.freed.Store(true)
 	look(10)
+}
+
+// What waits for room of its subscription costs no claim until that may have some: not for each delivery of others that ends.
+func TestClaimsWaitForRoom(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/dead", "email.sent", "max_in_flight = 1", "timeout = '60 s'")
+	b.subscribe(t, "/well", "email.delivered")
+	hang := make(chan struct{})
+	b.answerWith(func(_ http.ResponseWriter, r receiver.Receipt) {
+		if r.Path == "/dead" {
+			<-hang
+		}
+	})
+	c := b.config()
+	c.ClaimInterval = 2 * time.Second
+	w, _ := b.run(t, c)
+	claims := func() uint64 {
+		var m dto.Metric
+		if err := w.metrics.claimSeconds.Write(&m); err != nil {
+			t.Fatal(err)
+		}
+		return m.Histogram.GetSampleCount()
+	}
+	b.emit(t, 5)
+	dbtest.Eventually(t, "one is under way, the others wait", func() bool {
+		return b.count(t, "SELECT count(*) FROM mailhook.deliveries") == 5 && w.leases.held() == 1
+	})
+	before, began := claims(), time.Now()
+	for n := range 100 {
+		b.Exec(t, "SELECT mailhook.emit('email.delivered')")
+		b.waitFor(t, n+1)
+	}
+	byClock := 2 * int(time.Since(began)/c.ClaimInterval) // one of each lane
+	if n := int(claims() - before); n > byClock+20 {      //nolint:gosec // some
+		t.Errorf("%d claims while 100 deliveries of another subscription ended", n)
+	}
+	close(hang)
+	b.settled(t)
 }
 
 // indexEntries is how many entries of the two indexes of waiting deliveries have been read, by sessions that have said so.

@@ -251,7 +251,8 @@ func (l *leases) satisfy(id uuid.UUID) {
 	if len(l.wanting) == 0 {
 		return
 	}
-	if _, ok := l.wanting[id]; ok || l.bySubscription[id].isSlow(time.Now()) {
+	s := l.bySubscription[id]
+	if _, ok := l.wanting[id]; (ok || s.isSlow(time.Now())) && s.took < claimedByClock {
 		delete(l.wanting, id)
 		signal(l.wanted)
 	}

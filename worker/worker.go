@@ -36,7 +36,7 @@ type Worker struct {
 	cfg  Config
 	pool *db.Pool
 	q    *db.Queries
-	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch, or the ordinary claim in its place;
+	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch, or a claim in its place;
 	// dispatch of the urgent lane; record; heartbeat and pulse.
 	genericPool *db.Pool
 	genericQ    *db.Queries

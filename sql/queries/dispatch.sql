@@ -191,7 +191,7 @@ queued AS (
   OFFSET 0
 ),
 ranked AS (
-  SELECT q.*, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
+  SELECT q.*, q.subscription_id::text AS subscription_key, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
   FROM queued AS q
 ),
 crew AS MATERIALIZED (
@@ -216,12 +216,12 @@ measured AS MATERIALIZED (
   SELECT r.*,
     least(
       mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, @worker_id::uuid) * coalesce(r.batch_max_events, 1),
-      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_id::text)::int) * coalesce(r.batch_max_events, 1),
+      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_key)::int) * coalesce(r.batch_max_events, 1),
       CASE WHEN r.rate_limit_per_second IS NOT NULL
         THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
-    (@limits::jsonb ->> r.subscription_id::text)::int AS slow_limit,
-    coalesce((@in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS ordinary,
-    coalesce((@urgent_in_flight::jsonb ->> r.subscription_id::text)::int, 0) AS urgent
+    (@limits::jsonb ->> r.subscription_key)::int AS slow_limit,
+    coalesce((@in_flight::jsonb ->> r.subscription_key)::int, 0) AS ordinary,
+    coalesce((@urgent_in_flight::jsonb ->> r.subscription_key)::int, 0) AS urgent
   FROM ranked AS r
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
 ),
