@@ -139,12 +139,14 @@ measured AS MATERIALIZED (
     AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
 ),
 open AS MATERIALIZED (
-  SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent,
-    least(greatest($12::int, m.batch_max_events), CASE WHEN $3::boolean
+  SELECT w.subscription_id, w.step, w.timeout, w.rate_limit_per_second, w.event_types, w.batch_max_events, w.opened_at, w.release_before, w.requests, w.width, w.slow_limit, w.ordinary, w.urgent, w.whole, least(greatest($12::int, w.batch_max_events), w.whole) AS room
+  FROM (
+    SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent, CASE WHEN $3::boolean
       THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
-    END) AS room
-  FROM measured AS m
+    END AS whole
+    FROM measured AS m
+  ) AS w
 ),
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
@@ -264,6 +266,12 @@ kept AS MATERIALIZED (
   ) AS sized
   WHERE sized.nth = 1 OR sized.bytes_so_far <= $13::bigint
 ),
+left_over AS MATERIALIZED (
+  SELECT o.subscription_id, o.width, o.room - k.taken AS room, o.whole - k.taken AS whole
+  FROM open AS o
+  CROSS JOIN LATERAL (SELECT count(*) AS taken FROM kept AS k WHERE k.step = o.step) AS k
+  WHERE o.opened_at IS NULL AND o.release_before IS NULL
+),
 marked AS (
   UPDATE mailhook.subscription_health AS h
   SET open_until = CASE WHEN g.opened_at IS NOT NULL THEN statement_timestamp() + g.timeout + interval '5 seconds' END,
@@ -347,12 +355,10 @@ FROM (
     LIMIT 100
   )::uuid[] AS crowded,
   ARRAY(
-    SELECT o.subscription_id
-    FROM open AS o
-    WHERE o.opened_at IS NULL AND o.release_before IS NULL
-      AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
+    SELECT l.subscription_id FROM left_over AS l WHERE l.whole <= 0 AND l.width > 0
   )::uuid[] AS wanting,
-  ((SELECT count(*) FROM recent) >= 2000
+  (EXISTS (SELECT FROM left_over AS l WHERE l.room <= 0 AND l.whole > 0)
+    OR (SELECT count(*) FROM recent) >= 2000
     OR ($1::timestamptz IS NOT NULL
       AND (SELECT e.step FROM ended AS e) IS NOT NULL)
     -- Those for batches wait for slots of theirs, or those without for theirs.
@@ -424,7 +430,7 @@ type ClaimRow struct {
 // Of a batch that failed it takes all, or, where another worker is at work on the same subscription, none; deliveries for
 // batches have free slots of their own (@free_batched), and come with how many requests of their subscription may be
 // under way here.
-// It answers the deliveries with their events, where the next walk resumes, which subscriptions want more room than they have, whether
+// It answers the deliveries with their events, where the next walk resumes, which subscriptions may want more room than they have, whether
 // anything else has limited it, and whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 //
 // With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
@@ -443,6 +449,7 @@ type ClaimRow struct {
 // and of a rate limit, and what came later, which so does not wait for it.
 // Their batches as a whole, beyond room and slots: of a subscription that is one batch at most.
 // By bytes, too; the first one always, and of a batch all where there is space for the first.
+// What each still has when this claim has taken its part.
 // Only where something was taken: the slots may have run out before. What was released is paid for by its time.
 // No further condition here: the lock has decided, and one more would change the plan from 0.7 ms to 351.
 // How many requests of each subscription with batches may be under way here.

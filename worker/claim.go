@@ -89,7 +89,7 @@ func (w *Worker) claim(ctx, requests context.Context) {
 		if rest = min(2*rest, w.cfg.ClaimInterval); last.deliveries > 0 {
 			rest = claimPause
 		}
-		if !last.limited {
+		if releases := last.releasing && last.deliveries > 0; !last.limited && !releases {
 			more = nil // nothing waits for any slot
 		}
 		select {
@@ -151,28 +151,38 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 		c.walkAgain()
 	}
 	started := time.Now()
-	err = call(ctx, func(ctx context.Context) error {
-		if c.walk.resume == uuid.Nil {
-			row, err := c.w.q.AnyDue(ctx, db.AnyDueParams{IsUrgent: c.urgent, Since: c.since})
-			if err != nil {
-				return err
+	if c.walk.resume == uuid.Nil {
+		if isAny, err := c.anyDue(ctx); err != nil || !isAny {
+			if err == nil {
+				c.learn(result, time.Since(started))
 			}
-			if c.since == nil {
-				c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
-			}
-			if !row.AnyDue {
-				c.crowd(nil)
-				return nil
-			}
+			return result, err
 		}
-		result, err = c.batch(ctx)
+	}
+	if result, err = c.batch(ctx); err == nil {
 		c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
-		return err
-	})
-	if err == nil {
 		c.learn(result, time.Since(started))
 	}
 	return result, err
+}
+
+// anyDue says whether there is anything to look at. With that a walk begins.
+func (c *claimer) anyDue(ctx context.Context) (bool, error) {
+	var row db.AnyDueRow
+	err := call(ctx, func(ctx context.Context) (err error) {
+		row, err = c.w.q.AnyDue(ctx, db.AnyDueParams{IsUrgent: c.urgent, Since: c.since})
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	if c.since == nil {
+		c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
+	}
+	if !row.AnyDue {
+		c.crowd(nil)
+	}
+	return row.AnyDue, nil
 }
 
 // room is what a claim may take, and whether that is anything: a walk for batches alone is for who has had some lately.
@@ -223,12 +233,16 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	if c.urgent {
 		q = db.New(urgentClaims{w.genericPool})
 	}
-	rows, err := q.Claim(ctx, db.ClaimParams{
-		Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
-		FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
-		MaxBytes: min(room.bytes, batchBytes),
-		IsNew:    w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
-		WorkerID: w.identity.get(), LeaseID: lease,
+	var rows []db.ClaimRow
+	err = call(ctx, func(ctx context.Context) (err error) {
+		rows, err = q.Claim(ctx, db.ClaimParams{
+			Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
+			FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
+			MaxBytes: min(room.bytes, batchBytes),
+			IsNew:    w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
+			WorkerID: w.identity.get(), LeaseID: lease,
+		})
+		return err
 	})
 	if err != nil {
 		w.leases.got(lease, nil)

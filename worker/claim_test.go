@@ -1,14 +1,12 @@
 package worker
 
 import (
-	"net/http"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	dto "github.com/prometheus/client_model/go"
 
-	"mailhook/cmd/receiver"
 	"mailhook/db/dbtest"
 )
 
@@ -64,43 +62,63 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 	look(10)
 }
 
-// What waits for room of its subscription costs no claim until that may have some: not for each delivery of others that ends.
-func TestClaimsWaitForRoom(t *testing.T) {
+// A claim follows the end of a delivery only where room is wanted: not of others, and not where the clock is soon enough.
+func TestWhatEndsIsToldWhereRoomIsWanted(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.subscribe(t, "/dead", "email.sent", "max_in_flight = 1", "timeout = '60 s'")
-	b.subscribe(t, "/well", "email.delivered")
-	hang := make(chan struct{})
-	b.answerWith(func(_ http.ResponseWriter, r receiver.Receipt) {
-		if r.Path == "/dead" {
-			<-hang
+	l := newLeases()
+	held := map[uuid.UUID][]*delivery{}
+	hold := func(id uuid.UUID, n int) {
+		lease := l.expect()
+		for range n {
+			held[id] = append(held[id], &delivery{id: uuid.New(), leaseID: lease, subscriptionID: id, event: &event{}})
 		}
-	})
-	c := b.config()
-	c.ClaimInterval = 2 * time.Second
-	w, _ := b.run(t, c)
-	claims := func() uint64 {
-		var m dto.Metric
-		if err := w.metrics.claimSeconds.Write(&m); err != nil {
-			t.Fatal(err)
+		l.got(lease, held[id][len(held[id])-n:])
+	}
+	end := func(id uuid.UUID, took time.Duration) {
+		l.finished(held[id][0], took)
+		held[id] = held[id][1:]
+	}
+	told := func(want bool, what string) {
+		t.Helper()
+		select {
+		case <-l.wanted:
+			if !want {
+				t.Errorf("told of %s", what)
+			}
+		default:
+			if want {
+				t.Errorf("not told of %s", what)
+			}
 		}
-		return m.Histogram.GetSampleCount()
 	}
-	b.emit(t, 5)
-	dbtest.Eventually(t, "one is under way, the others wait", func() bool {
-		return b.count(t, "SELECT count(*) FROM mailhook.deliveries") == 5 && w.leases.held() == 1
-	})
-	before, began := claims(), time.Now()
-	for n := range 100 {
-		b.Exec(t, "SELECT mailhook.emit('email.delivered')")
-		b.waitFor(t, n+1)
+	wants, other, slow, dead, idle := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	for _, id := range []uuid.UUID{wants, other, slow, dead} {
+		hold(id, 4)
 	}
-	byClock := 2 * int(time.Since(began)/c.ClaimInterval) // one of each lane
-	if n := int(claims() - before); n > byClock+20 {
-		t.Errorf("%d claims while 100 deliveries of another subscription ended", n)
+	end(wants, time.Millisecond)
+	told(false, "an end before anything is wanted")
+	if l.want([]uuid.UUID{wants, idle}) || !l.want([]uuid.UUID{wants, dead}) {
+		t.Error("want does not say who has nothing under way here")
 	}
-	close(hang)
-	b.settled(t)
+	end(other, time.Millisecond)
+	told(false, "the end of another's")
+	end(dead, 5*time.Second)
+	told(false, "the end of one that takes 5 s")
+	end(slow, time.Second)
+	told(true, "the end of a slow one: they have their slots in common")
+	end(wants, time.Millisecond)
+	told(true, "the end where room is wanted")
+	end(wants, time.Millisecond)
+	told(false, "the next end")
+	l.want([]uuid.UUID{wants})
+	end(wants, time.Millisecond)
+	told(true, "the last end")
+	for range 3 {
+		end(dead, 5*time.Second)
+	}
+	if len(l.wanting) > 0 {
+		t.Error("what has nothing under way any more is still waited for")
+	}
 }
 
 // indexEntries is how many entries of the two indexes of waiting deliveries have been read, by sessions that have said so.

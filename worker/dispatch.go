@@ -289,15 +289,16 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	w.ready.Store(true) // before the first request: under a backlog the outbox is never found empty
 	deliveries := w.unfold(taken, lease, d.urgent)
 	w.leases.got(lease, deliveries)
+	listed := listedOf(taken)
+	isTold := w.leases.want(listed.Wanting) // before any of them ends
 	w.start(d.requests, deliveries)
 	d.leftSome = false
 	if len(taken) > 0 {
-		listed := listedOf(taken)
 		w.headless.add(blockedKeys(listed)...)
 		if int(listed.Deliveries-listed.Blocked) > len(deliveries) { // some were written as waiting: for a slot, or for room
 			forBatches := countBatched(deliveries)
 			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched
-			if !w.leases.want(listed.Wanting) || d.leftSome {
+			if !isTold || d.leftSome {
 				signal(w.due)
 			}
 		}

@@ -260,7 +260,7 @@ func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			b.subscribe(t, "/", "email.sent", "max_in_flight = 5", "timeout = '10 s'", batch)
+			b.subscribe(t, "/", "email.sent", "max_in_flight = 5", "timeout = '60 s'", batch)
 			var under gauge
 			gate := make(chan struct{})
 			b.answerWith(func(http.ResponseWriter, receiver.Receipt) {

@@ -237,11 +237,11 @@ func (l *leases) want(ids []uuid.UUID) bool {
 	defer l.mu.Unlock()
 	all := true
 	for _, id := range ids {
-		if s := l.bySubscription[id]; s == nil || !s.isHeld() {
+		if s := l.bySubscription[id]; s != nil && s.slots > 0 {
+			l.wanting[id] = struct{}{}
+		} else {
 			all = false
-			continue
 		}
-		l.wanting[id] = struct{}{}
 	}
 	return all
 }

@@ -80,6 +80,7 @@ func (l *leases) rest(id uuid.UUID, s *load) {
 	if s.isHeld() {
 		return
 	}
+	delete(l.wanting, id)
 	if s.took > slowAfter && l.slowAndIdle < slowMost {
 		l.slowAndIdle++
 		return

@@ -6,7 +6,7 @@
 -- Of a batch that failed it takes all, or, where another worker is at work on the same subscription, none; deliveries for
 -- batches have free slots of their own (@free_batched), and come with how many requests of their subscription may be
 -- under way here.
--- It answers the deliveries with their events, where the next walk resumes, which subscriptions want more room than they have, whether
+-- It answers the deliveries with their events, where the next walk resumes, which subscriptions may want more room than they have, whether
 -- anything else has limited it, and whether a release is under way: one row without a delivery when there is none. A delivery whose event is gone comes with event_found false.
 --
 -- With @since it looks only at what has come due after it: the index entries of rows that were claimed before lie below, and
@@ -117,12 +117,14 @@ measured AS MATERIALIZED (
 ),
 -- No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
 open AS MATERIALIZED (
-  SELECT m.*,
-    least(greatest(@max_of_each::int, m.batch_max_events), CASE WHEN @is_urgent::boolean
+  SELECT w.*, least(greatest(@max_of_each::int, w.batch_max_events), w.whole) AS room
+  FROM (
+    SELECT m.*, CASE WHEN @is_urgent::boolean
       THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
-    END) AS room
-  FROM measured AS m
+    END AS whole
+    FROM measured AS m
+  ) AS w
 ),
 -- The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 gated AS MATERIALIZED (
@@ -247,6 +249,13 @@ kept AS MATERIALIZED (
   ) AS sized
   WHERE sized.nth = 1 OR sized.bytes_so_far <= @max_bytes::bigint
 ),
+-- What each still has when this claim has taken its part.
+left_over AS MATERIALIZED (
+  SELECT o.subscription_id, o.width, o.room - k.taken AS room, o.whole - k.taken AS whole
+  FROM open AS o
+  CROSS JOIN LATERAL (SELECT count(*) AS taken FROM kept AS k WHERE k.step = o.step) AS k
+  WHERE o.opened_at IS NULL AND o.release_before IS NULL
+),
 -- Only where something was taken: the slots may have run out before. What was released is paid for by its time.
 marked AS (
   UPDATE mailhook.subscription_health AS h
@@ -334,12 +343,10 @@ FROM (
     LIMIT 100
   )::uuid[] AS crowded,
   ARRAY(
-    SELECT o.subscription_id
-    FROM open AS o
-    WHERE o.opened_at IS NULL AND o.release_before IS NULL
-      AND o.room <= (SELECT count(*) FROM kept AS k WHERE k.step = o.step)
+    SELECT l.subscription_id FROM left_over AS l WHERE l.whole <= 0 AND l.width > 0
   )::uuid[] AS wanting,
-  ((SELECT count(*) FROM recent) >= 2000
+  (EXISTS (SELECT FROM left_over AS l WHERE l.room <= 0 AND l.whole > 0)
+    OR (SELECT count(*) FROM recent) >= 2000
     OR (sqlc.narg('since')::timestamptz IS NOT NULL
       AND (SELECT e.step FROM ended AS e) IS NOT NULL)
     -- Those for batches wait for slots of theirs, or those without for theirs.

@@ -283,7 +283,7 @@ listed AS MATERIALIZED (
     ARRAY(SELECT b.order_key FROM blocked AS b) AS blocked_order_keys,
     ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) AS batching_ids,
     ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) AS batching_requests,
-    ARRAY(SELECT DISTINCT y.subscription_id FROM roomy AS y WHERE y.may_start AND y.is_free AND NOT y.has_room) AS wanting
+    ARRAY(SELECT DISTINCT y.subscription_id FROM roomy AS y WHERE y.may_start AND y.is_free AND NOT y.has_room AND y.width > 0) AS wanting
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
