@@ -27,7 +27,7 @@ type Config struct {
 	MaxBodyBytes int64
 	// BatchRows bounds the outbox rows of one dispatch.
 	BatchRows int
-	// Connections is how many sessions work, four of them for dispatch, record, heartbeat and pulse alone, and one for
+	// Connections is how many sessions work, four of them for dispatch, claim, record, heartbeat and pulse alone, and one for
 	// retention; one more listens.
 	Connections int
 

@@ -147,3 +147,16 @@ func TestLostRepliesStrandNothing(t *testing.T) {
 	}
 	t.Logf("%d requests for %d deliveries", len(b.waitFor(t, rounds*batch*5)), rounds*batch*5)
 }
+
+// A lease that was given up while the database answered is not lost; one that was never remembered is.
+func TestWhatEndedMeanwhileIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	l := newLeases()
+	ended, lost := l.expect(), uuid.New()
+	before := l.ids()
+	underWay := l.expect()
+	l.got(ended, nil)
+	if got := l.forgotten([]uuid.UUID{ended, lost, underWay}, before); len(got) != 1 || got[0] != lost {
+		t.Errorf("forgotten: %v, lost: %v", got, lost)
+	}
+}

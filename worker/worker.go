@@ -314,6 +314,21 @@ func every(ctx context.Context, interval time.Duration, f func(context.Context))
 	}
 }
 
+// longShare bounds what part of the time is spent on looks that a held snapshot makes long, past every row that was leased since: a
+// twentieth.
+const longShare = 20
+
+// everyWithin is every, but less often where f takes long and does not fail.
+func everyWithin(ctx context.Context, interval time.Duration, f func(context.Context) error) {
+	for ctx.Err() == nil {
+		began, rest := time.Now(), interval
+		if f(ctx) == nil {
+			rest = max(interval, longShare*time.Since(began))
+		}
+		pause(ctx, rest)
+	}
+}
+
 // pause waits, and says whether it was not cut short.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
