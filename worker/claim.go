@@ -243,7 +243,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		return err
 	})
 	if err != nil {
-		w.leases.got(lease, nil)
+		w.leases.lost(lease)
 		return result, err
 	}
 	if len(rows) > 0 {

@@ -32,6 +32,8 @@ type leases struct {
 	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
 	wanting        map[uuid.UUID]struct{} // subscriptions that have more due than room
 	wanted         chan struct{}          // one of them may have room
+	lostAt         time.Time              // a call failed that may have leased
+	doubts         chan struct{}          // one has
 	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
@@ -39,7 +41,7 @@ type leases struct {
 func newLeases() *leases {
 	return &leases{
 		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{}, wanting: map[uuid.UUID]struct{}{},
-		freed: make(chan struct{}), unstarved: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
+		freed: make(chan struct{}), unstarved: make(chan struct{}, 1), wanted: make(chan struct{}, 1), doubts: make(chan struct{}, 1),
 	}
 }
 
@@ -52,7 +54,7 @@ func (l *leases) expect() uuid.UUID {
 	return id
 }
 
-// got adds what the call brought; a lease without deliveries, or of a call that failed, is forgotten.
+// got adds what the call brought; a lease without deliveries is forgotten.
 func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,6 +71,22 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 		}
 		d.event.holders++
 	}
+}
+
+// lost forgets a lease whose call failed: the database may have it, as soon as the statement has ended there.
+func (l *leases) lost(id uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.remembered, id)
+	l.lostAt = time.Now()
+	signal(l.doubts)
+}
+
+// isInDoubt says whether a call has failed that may still go on in the database.
+func (l *leases) isInDoubt() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.lostAt) < callTimeout
 }
 
 // count adds a delivery to those in memory, or takes it out (-1).
@@ -301,11 +319,27 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 	}
 }
 
-// reconcileLeases gives back, every two seconds, leases that the database says are ours and we do not remember: their
+// reconcileInterval is how often leases are compared, unless that takes long and no reply was lost lately.
+const reconcileInterval = 2 * time.Second
+
+// reconcileLeases gives back leases that the database says are ours and we do not remember: their
 // dispatch or claim was committed and its reply lost. The memory is asked before the database and after it: what has ended
 // meanwhile is not lost, and a call under way is never taken for a lost one.
 func (w *Worker) reconcileLeases(ctx context.Context) {
-	everyWithin(ctx, 2*time.Second, w.returnForgotten)
+	for ctx.Err() == nil {
+		began, rest := time.Now(), reconcileInterval
+		if w.returnForgotten(ctx) == nil && !w.leases.isInDoubt() {
+			rest = max(rest, longShare*time.Since(began))
+		}
+		timer := time.NewTimer(rest)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-w.leases.doubts:
+			pause(ctx, reconcileInterval)
+		}
+		timer.Stop()
+	}
 }
 
 func (w *Worker) returnForgotten(ctx context.Context) error {

@@ -188,7 +188,7 @@ func (l *life) room(w *lifeWorker, s *lifeSubscription, began time.Time) (least,
 		others = l.leasedBy(l.other(w).id, s)
 	}
 	mine, n := l.leasedBy(w.id, s), s.ofEach()
-	return max(0, ordinaryPart(min(low/2*n, low*n-others))-mine), max(0, ordinaryPart(min((high+1)/2*n, high*n-others))-mine)
+	return max(0, ordinaryPart(min(low/2*n, (low-others)*n))-mine), max(0, ordinaryPart(min((high+1)/2*n, (high-others)*n))-mine)
 }
 
 // ordinaryPart is what the ordinary lane may have of a share that is less than 16: one of it is kept for the urgent lane.

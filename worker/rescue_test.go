@@ -159,4 +159,16 @@ func TestWhatEndedMeanwhileIsNotForgotten(t *testing.T) {
 	if got := l.forgotten([]uuid.UUID{ended, lost, underWay}, before); len(got) != 1 || got[0] != lost {
 		t.Errorf("forgotten: %v, lost: %v", got, lost)
 	}
+	if l.isInDoubt() {
+		t.Error("in doubt without a call that failed")
+	}
+	l.lost(underWay)
+	select {
+	case <-l.doubts:
+	default:
+		t.Error("nobody is told of a call that failed")
+	}
+	if got := l.forgotten([]uuid.UUID{underWay}, l.ids()); len(got) != 1 || !l.isInDoubt() {
+		t.Errorf("forgotten: %v of a call that failed", got)
+	}
 }

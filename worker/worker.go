@@ -318,17 +318,6 @@ func every(ctx context.Context, interval time.Duration, f func(context.Context))
 // twentieth.
 const longShare = 20
 
-// everyWithin is every, but less often where f takes long and does not fail.
-func everyWithin(ctx context.Context, interval time.Duration, f func(context.Context) error) {
-	for ctx.Err() == nil {
-		began, rest := time.Now(), interval
-		if f(ctx) == nil {
-			rest = max(interval, longShare*time.Since(began))
-		}
-		pause(ctx, rest)
-	}
-}
-
 // pause waits, and says whether it was not cut short.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
