@@ -27,8 +27,10 @@ const (
 	// claimedByClock is how long a request takes whose end is followed by no claim of its own: the next one by the clock is not much
 	// later. Dispatch waits for each claim.
 	claimedByClock = 2 * time.Second
-	// walkInterval is how often all that is due is walked through while nothing of it can be taken, for longShare of the time.
+	// walkInterval is how often all that is due is walked through while nothing of it can be taken, and walkShare bounds what
+	// part of the time that takes: under a held snapshot a walk reads past every row that was claimed since.
 	walkInterval = 2 * time.Second
+	walkShare    = 20
 	// lateMargin is how much later than its time a row may be written and still be seen before the next walk.
 	lateMargin = time.Second
 )
@@ -145,7 +147,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 	if _, ok := c.room(); !ok {
 		return claimed{limited: true}, nil
 	}
-	if time.Since(c.walkedAt) > max(walkInterval, longShare*c.walk.took) {
+	if time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
 		c.walkAgain()
 	}
 	started := time.Now()
@@ -243,7 +245,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 		return err
 	})
 	if err != nil {
-		w.leases.lost(lease)
+		w.leases.got(lease, nil)
 		return result, err
 	}
 	if len(rows) > 0 {

@@ -283,7 +283,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	}
 	if err != nil {
 		// It may have been committed: then reconcileLeases gives the deliveries back.
-		w.leases.lost(lease)
+		w.leases.got(lease, nil)
 		return nil, err
 	}
 	w.ready.Store(true) // before the first request: under a backlog the outbox is never found empty

@@ -32,8 +32,6 @@ type leases struct {
 	crowded        map[uuid.UUID]struct{} // subscriptions where urgent deliveries wait for room
 	wanting        map[uuid.UUID]struct{} // subscriptions that have more due than room
 	wanted         chan struct{}          // one of them may have room
-	lostAt         time.Time              // a call failed that may have leased
-	doubts         chan struct{}          // one has
 	freed          chan struct{}          // closed and replaced when something is given up
 	toldAt         time.Time
 }
@@ -41,7 +39,7 @@ type leases struct {
 func newLeases() *leases {
 	return &leases{
 		remembered: map[uuid.UUID]int{}, bySubscription: map[uuid.UUID]*load{}, crowded: map[uuid.UUID]struct{}{}, wanting: map[uuid.UUID]struct{}{},
-		freed: make(chan struct{}), unstarved: make(chan struct{}, 1), wanted: make(chan struct{}, 1), doubts: make(chan struct{}, 1),
+		freed: make(chan struct{}), unstarved: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 	}
 }
 
@@ -54,7 +52,7 @@ func (l *leases) expect() uuid.UUID {
 	return id
 }
 
-// got adds what the call brought; a lease without deliveries is forgotten.
+// got adds what the call brought; a lease without deliveries, or of a call that failed, is forgotten.
 func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -71,22 +69,6 @@ func (l *leases) got(id uuid.UUID, deliveries []*delivery) {
 		}
 		d.event.holders++
 	}
-}
-
-// lost forgets a lease whose call failed: the database may have it, as soon as the statement has ended there.
-func (l *leases) lost(id uuid.UUID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.remembered, id)
-	l.lostAt = time.Now()
-	signal(l.doubts)
-}
-
-// isInDoubt says whether a call has failed that may still go on in the database.
-func (l *leases) isInDoubt() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return time.Since(l.lostAt) < callTimeout
 }
 
 // count adds a delivery to those in memory, or takes it out (-1).
@@ -276,25 +258,13 @@ func (l *leases) satisfy(id uuid.UUID) {
 	}
 }
 
-// ids are the leases that are remembered.
-func (l *leases) ids() map[uuid.UUID]struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ids := make(map[uuid.UUID]struct{}, len(l.remembered))
-	for id := range l.remembered {
-		ids[id] = struct{}{}
-	}
-	return ids
-}
-
-// forgotten filters the leases that are not remembered, and were not before.
-func (l *leases) forgotten(ids []uuid.UUID, before map[uuid.UUID]struct{}) []uuid.UUID {
+// forgotten filters the leases that are not remembered.
+func (l *leases) forgotten(ids []uuid.UUID) []uuid.UUID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var missing []uuid.UUID
 	for _, id := range ids {
-		_, was := before[id]
-		if _, is := l.remembered[id]; !is && !was {
+		if _, ok := l.remembered[id]; !ok {
 			missing = append(missing, id)
 		}
 	}
@@ -319,37 +289,21 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 	}
 }
 
-// reconcileInterval is how often leases are compared, unless that takes long and no reply was lost lately.
-const reconcileInterval = 2 * time.Second
-
-// reconcileLeases gives back leases that the database says are ours and we do not remember: their
-// dispatch or claim was committed and its reply lost. The memory is asked before the database and after it: what has ended
-// meanwhile is not lost, and a call under way is never taken for a lost one.
+// reconcileLeases gives back, every two seconds, leases that the database says are ours and we do not remember: their
+// dispatch or claim was committed and its reply lost. The database is asked first and the memory second, so that a
+// call under way is never taken for a lost one.
 func (w *Worker) reconcileLeases(ctx context.Context) {
-	for ctx.Err() == nil {
-		began, rest := time.Now(), reconcileInterval
-		if w.returnForgotten(ctx) == nil && !w.leases.isInDoubt() {
-			rest = max(rest, longShare*time.Since(began))
-		}
-		timer := time.NewTimer(rest)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-w.leases.doubts:
-			pause(ctx, reconcileInterval)
-		}
-		timer.Stop()
-	}
+	every(ctx, 2*time.Second, w.returnForgotten)
 }
 
-func (w *Worker) returnForgotten(ctx context.Context) error {
-	id, before := w.identity.get(), w.leases.ids()
+func (w *Worker) returnForgotten(ctx context.Context) {
+	id := w.identity.get()
 	err := call(ctx, func(ctx context.Context) error {
 		ids, err := w.q.ListLeases(ctx, id)
 		if err != nil {
 			return err
 		}
-		forgotten := w.leases.forgotten(ids, before)
+		forgotten := w.leases.forgotten(ids)
 		if len(forgotten) == 0 {
 			return nil
 		}
@@ -363,7 +317,6 @@ func (w *Worker) returnForgotten(ctx context.Context) error {
 		return err
 	})
 	w.complain(ctx, "give back forgotten leases", err)
-	return err
 }
 
 // A returned delivery was leased and not started.

@@ -99,50 +99,30 @@ type sighting struct {
 	since     time.Time
 }
 
-// sightings are all that one worker has seen of the others.
-type sightings struct {
-	of      map[uuid.UUID]sighting
-	orphans []uuid.UUID // holders of leases that are not registered
-	askedAt time.Time   // for them
-	took    time.Duration
-}
-
-// look asks who holds leases, less often where that takes long.
-func (s *sightings) look(ctx context.Context, q *db.Queries) (err error) {
-	if time.Since(s.askedAt) < longShare*s.took {
-		return nil
-	}
-	s.askedAt, s.took = time.Now(), 0
-	if s.orphans, err = q.ListLeaseHolders(ctx); err == nil {
-		s.took = time.Since(s.askedAt)
-	}
-	return err
-}
-
 // rescue watches the heartbeats of all workers and frees the deliveries of those that stand still.
 func (w *Worker) rescue(ctx context.Context) {
-	s := sightings{of: map[uuid.UUID]sighting{}}
+	seen := map[uuid.UUID]sighting{}
 	every(ctx, watchInterval, func(ctx context.Context) {
-		if err := w.watch(ctx, &s); err != nil {
+		if err := w.watch(ctx, seen); err != nil {
 			// A time in which we could not look proves nothing about anybody.
-			clear(s.of)
+			clear(seen)
 			w.complain(ctx, "watch heartbeats", err)
 		}
 	})
 }
 
-func (w *Worker) watch(ctx context.Context, s *sightings) error {
-	seen := s.of
+func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
 	return call(ctx, func(ctx context.Context) error {
 		rows, err := w.q.ListHeartbeats(ctx)
 		if err != nil {
 			return err
 		}
-		if err := s.look(ctx, w.q); err != nil {
+		orphans, err := w.q.ListLeaseHolders(ctx)
+		if err != nil {
 			return err
 		}
 		// A holder of leases that is not registered stands still by definition.
-		for _, id := range s.orphans {
+		for _, id := range orphans {
 			rows = append(rows, db.ListHeartbeatsRow{ID: id, Heartbeat: -1})
 		}
 		now := time.Now()

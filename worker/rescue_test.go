@@ -147,28 +147,3 @@ func TestLostRepliesStrandNothing(t *testing.T) {
 	}
 	t.Logf("%d requests for %d deliveries", len(b.waitFor(t, rounds*batch*5)), rounds*batch*5)
 }
-
-// A lease that was given up while the database answered is not lost; one that was never remembered is.
-func TestWhatEndedMeanwhileIsNotForgotten(t *testing.T) {
-	t.Parallel()
-	l := newLeases()
-	ended, lost := l.expect(), uuid.New()
-	before := l.ids()
-	underWay := l.expect()
-	l.got(ended, nil)
-	if got := l.forgotten([]uuid.UUID{ended, lost, underWay}, before); len(got) != 1 || got[0] != lost {
-		t.Errorf("forgotten: %v, lost: %v", got, lost)
-	}
-	if l.isInDoubt() {
-		t.Error("in doubt without a call that failed")
-	}
-	l.lost(underWay)
-	select {
-	case <-l.doubts:
-	default:
-		t.Error("nobody is told of a call that failed")
-	}
-	if got := l.forgotten([]uuid.UUID{underWay}, l.ids()); len(got) != 1 || !l.isInDoubt() {
-		t.Errorf("forgotten: %v of a call that failed", got)
-	}
-}

@@ -314,10 +314,6 @@ func every(ctx context.Context, interval time.Duration, f func(context.Context))
 	}
 }
 
-// longShare bounds what part of the time is spent on looks that a held snapshot makes long, past every row that was leased since: a
-// twentieth.
-const longShare = 20
-
 // pause waits, and says whether it was not cut short.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
