@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
-	"mailhook/db/format"
 )
 
 const (
@@ -222,16 +221,6 @@ func (d *dispatcher) weigh(taken []db.DispatchRow) {
 	learnRate(&d.batched, float64(listed.ForBatches)/float64(len(taken)))
 }
 
-// listedOf is the row of an answer that says what was made of all of them.
-func listedOf(rows []db.DispatchRow) (listed db.DispatchRow) {
-	for _, row := range rows {
-		if row.DeliveryIDs != nil {
-			return row
-		}
-	}
-	return listed
-}
-
 // learnRate follows a jump up at once, and the way down slowly.
 func learnRate(rate *float64, last float64) {
 	if *rate < 0 || last > *rate {
@@ -308,52 +297,11 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	return taken, nil
 }
 
-func countBatched(deliveries []*delivery) (n int) {
-	for _, d := range deliveries {
-		if d.isBatched() {
-			n++
-		}
-	}
-	return n
-}
-
-func dataBytes(rows []db.DispatchRow) (n int) {
-	for _, row := range rows {
-		n += len(row.Data)
-	}
-	return n
-}
-
 // idPrefix is the first 24 digits of the delivery ids that one dispatch makes: a UUIDv7 whose last 32 bits the statement
 // counts up.
 func idPrefix() string {
 	id := uuid.Must(uuid.NewV7())
 	return hex.EncodeToString(id[:12])
-}
-
-// unfold makes the deliveries that a dispatch has leased of its answer.
-func (w *Worker) unfold(rows []db.DispatchRow, lease uuid.UUID, urgent bool) []*delivery {
-	events := make(map[int64]*event, len(rows))
-	for _, row := range rows {
-		if row.Data == nil {
-			continue // nothing to send
-		}
-		events[row.ID] = &event{id: db.EventID{InsertedAt: row.InsertedAt, ID: row.ID, Installation: w.installation}, urgent: row.IsUrgent, Event: format.Event{
-			Type: row.EventType, OccurredAt: row.OccurredAt, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
-			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
-		}}
-	}
-	listed := listedOf(rows)
-	requests := make(map[uuid.UUID]int, len(listed.BatchingIDs))
-	for i, id := range listed.BatchingIDs {
-		requests[id] = int(listed.BatchingRequests[i])
-	}
-	deliveries := make([]*delivery, len(listed.DeliveryIDs))
-	for i, id := range listed.DeliveryIDs {
-		to := listed.SubscriptionIDs[i]
-		deliveries[i] = &delivery{id: id, leaseID: lease, subscriptionID: to, urgent: urgent, orderKey: listed.OrderKeys[i], event: events[listed.EventIDs[i]], requests: requests[to]}
-	}
-	return deliveries
 }
 
 // halve makes the next batch smaller after a data error, until the row that causes it stands alone and is quarantined.
