@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -79,5 +80,23 @@ func TestRetriesKeepTheOrder(t *testing.T) {
 	list := b.must(t, 200, b.acme, "GET", "/v1/deliveries?status=pending", nil)
 	if n := len(ids(list)); n != 2 {
 		t.Errorf("%d are pending", n)
+	}
+}
+
+// A retry is made when its delivery is: that its turn could not be looked for is logged, and a worker's sweep finds it.
+func TestARetryThatCannotBeUnblockedIsMade(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	subscription := b.create(t, b.acme, object{"ordering": "recipient"})
+	ended := b.delivery(t, b.event(t, "acme", "email.sent", "r@example.com", time.Now()), subscription)
+	b.end(t, ended, "exhausted", "dns", 0)
+	b.Exec(t, `CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no update'; END $$`)
+	b.Exec(t, "CREATE TRIGGER fails BEFORE UPDATE ON mailhook.deliveries FOR EACH ROW EXECUTE FUNCTION public.fails()")
+	made := b.must(t, 201, b.acme, "POST", "/v1/deliveries/"+ended+"/retry", nil)
+	if made["waits_for"] != "order" || made["id"] == ended {
+		t.Error(made)
+	}
+	if !strings.Contains(b.logs.String(), "a retried delivery waits for its order") {
+		t.Error("nothing is logged")
 	}
 }

@@ -348,6 +348,23 @@ func TestBatchesThatComeAndGo(t *testing.T) {
 	eachOnce(t, b.waitFor(t, 1), func(r receiver.Receipt) []string { return r.Events }, rounds*each)
 }
 
+// What was leased for a batch, of a subscription that takes none any more, goes back and gets a slot the next time.
+func TestALeaseForBatchesThatAreOver(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.idleWorker(t, b.config())
+	d := &delivery{id: uuid.New(), subscriptionID: b.subscribe(t, "/", "email"), requests: 1, event: &event{}}
+	w.start(t.Context(), []*delivery{d})
+	select {
+	case r := <-w.returns:
+		if r.delivery != d || r.delay != time.Second {
+			t.Errorf("%v is given back for %v", r.delivery, r.delay)
+		}
+	default:
+		t.Error("it is not given back")
+	}
+}
+
 // A complaint goes in the next request, by itself, before what waits for a slot of its subscription.
 func TestAnUrgentEventOvertakesBatches(t *testing.T) {
 	t.Parallel()
