@@ -33,14 +33,14 @@ type MigrationStep struct {
 }
 
 // MigrateUp brings the schema to the newest version that this binary knows and answers the steps it took.
-// It is safe to run from many processes at once.
+// It is safe to run from many processes at once, and beside hosts that write: it waits 100 ms for a lock, and tries again.
 func MigrateUp(ctx context.Context, url string) ([]MigrationStep, error) {
 	var steps []MigrationStep
-	err := withGoose(ctx, url, func(conn *stdsql.DB, p *goose.Provider) error {
+	err := withGoose(ctx, url, func(lock *pgx.Conn, conn *stdsql.DB, p *goose.Provider) error {
 		if _, err := conn.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS mailhook"); err != nil {
 			return fmt.Errorf("create schema mailhook: %w", err)
 		}
-		results, err := p.Up(ctx)
+		results, err := patiently(ctx, lock, func() ([]*goose.MigrationResult, error) { return p.Up(ctx) })
 		for _, r := range results {
 			steps = append(steps, MigrationStep{r.Source.Version, r.Source.Path, true})
 		}
@@ -49,11 +49,11 @@ func MigrateUp(ctx context.Context, url string) ([]MigrationStep, error) {
 	return steps, err
 }
 
-// MigrateDown takes the schema back to version (0 removes all of mailhook, events and history too).
+// MigrateDown takes the schema back to version (0 removes all of mailhook, events and history too). It waits as MigrateUp does.
 // It refuses to remove mailhook while triggers of an adapter sit on the host's tables.
 func MigrateDown(ctx context.Context, url string, version int64) ([]MigrationStep, error) {
 	var steps []MigrationStep
-	err := withGoose(ctx, url, func(conn *stdsql.DB, p *goose.Provider) error {
+	err := withGoose(ctx, url, func(lock *pgx.Conn, conn *stdsql.DB, p *goose.Provider) error {
 		exists, err := versionTableExists(ctx, conn)
 		if err != nil || !exists {
 			return err
@@ -63,7 +63,7 @@ func MigrateDown(ctx context.Context, url string, version int64) ([]MigrationSte
 				return err
 			}
 		}
-		results, err := p.DownTo(ctx, version)
+		results, err := patiently(ctx, lock, func() ([]*goose.MigrationResult, error) { return p.DownTo(ctx, version) })
 		for _, r := range results {
 			steps = append(steps, MigrationStep{r.Source.Version, r.Source.Path, false})
 		}
@@ -79,7 +79,7 @@ func MigrateDown(ctx context.Context, url string, version int64) ([]MigrationSte
 // MigrationStatus lists every migration that this binary knows, oldest first. It changes nothing.
 func MigrationStatus(ctx context.Context, url string) ([]MigrationStep, error) {
 	var steps []MigrationStep
-	err := withGoose(ctx, url, func(conn *stdsql.DB, p *goose.Provider) error {
+	err := withGoose(ctx, url, func(_ *pgx.Conn, conn *stdsql.DB, p *goose.Provider) error {
 		exists, err := versionTableExists(ctx, conn)
 		if err != nil {
 			return err
@@ -164,8 +164,8 @@ func CheckSchema(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// withGoose runs f on one session that holds the installers' lock.
-func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provider) error) (err error) {
+// withGoose runs f with the session that holds the installers' lock, and connections for the rest.
+func withGoose(ctx context.Context, url string, f func(*pgx.Conn, *stdsql.DB, *goose.Provider) error) (err error) {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		return fmt.Errorf("parse database URL: %w", err)
@@ -189,6 +189,7 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 	config.RuntimeParams["search_path"] = "pg_catalog"
 	config.RuntimeParams["client_min_messages"] = "warning"
 	config.RuntimeParams["standard_conforming_strings"] = "on"
+	config.RuntimeParams["lock_timeout"] = fmt.Sprint(migrationLockTimeout.Milliseconds())
 	conn := stdlib.OpenDB(*config)
 	defer conn.Close() //nolint:errcheck // nothing to do about it
 	migrations, err := fs.Sub(sql.Migrations, "migrations")
@@ -203,7 +204,7 @@ func withGoose(ctx context.Context, url string, f func(*stdsql.DB, *goose.Provid
 	if err != nil {
 		return err
 	}
-	return f(conn, provider)
+	return f(lock, conn, provider)
 }
 
 // refusePooler fails behind a pooler: the lock would stay in a session that anybody gets.

@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// nextMigration is one such as a next version may bring: it adds, and takes nothing away.
+// nextMigration is one such as a next version may bring: it adds, takes nothing away, and comes to what hosts write to last.
 const nextMigration = `-- +goose Up
-ALTER TABLE mailhook.outbox ADD COLUMN fault_note text;
 ALTER TABLE mailhook.deliveries ADD COLUMN fault_note text, ADD COLUMN fault_count integer NOT NULL DEFAULT 0;
 ALTER TABLE mailhook.attempts ADD COLUMN fault_note text;
 ALTER TABLE mailhook.subscriptions ADD COLUMN fault_note text NOT NULL DEFAULT '';
 CREATE INDEX deliveries_fault_count_idx ON mailhook.deliveries (fault_count) WHERE fault_count > 0;
+ALTER TABLE mailhook.outbox ADD COLUMN fault_note text;
 
 -- +goose Down
 DROP INDEX mailhook.deliveries_fault_count_idx;
@@ -95,8 +95,8 @@ func (f *field) buildNext(ctx context.Context) (string, error) {
 	return binary, nil
 }
 
-// migrationTime is what migrate up of a change that adds may take under load.
-const migrationTime = 20 * time.Second
+// migrationTime is what migrate up of a change that adds may take under load: its patience with locks, and its work.
+const migrationTime = 80 * time.Second
 
 // migrate runs migrate up of the next version; all processes started from now on are of it.
 func (f *field) migrate(ctx context.Context, next string) error {
