@@ -27,10 +27,8 @@ const (
 	// claimedByClock is how long a request takes whose end is followed by no claim of its own: the next one by the clock is not much
 	// later. Dispatch waits for each claim.
 	claimedByClock = 2 * time.Second
-	// walkInterval is how often all that is due is walked through while nothing of it can be taken, and walkShare bounds what
-	// part of the time that takes: under a held snapshot a walk reads past every row that was claimed since.
+	// walkInterval is how often all that is due is walked through while nothing of it can be taken, for longShare of the time.
 	walkInterval = 2 * time.Second
-	walkShare    = 20
 	// lateMargin is how much later than its time a row may be written and still be seen before the next walk.
 	lateMargin = time.Second
 )
@@ -147,7 +145,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 	if _, ok := c.room(); !ok {
 		return claimed{limited: true}, nil
 	}
-	if time.Since(c.walkedAt) > max(walkInterval, walkShare*c.walk.took) {
+	if time.Since(c.walkedAt) > max(walkInterval, longShare*c.walk.took) {
 		c.walkAgain()
 	}
 	started := time.Now()

@@ -53,6 +53,7 @@ func (w *Worker) complain(ctx context.Context, what string, err error) {
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return
 	}
+	w.troubledAt.Store(time.Now().UnixNano())
 	w.metrics.databaseErrors.WithLabelValues(what).Inc()
 	key, now := what, time.Now()
 	if isOutage(err) {

@@ -171,13 +171,25 @@ func (l *leases) held() int {
 	return l.deliveries + l.batched + l.unrecorded
 }
 
-// forgotten filters the leases that are not remembered.
-func (l *leases) forgotten(ids []uuid.UUID) []uuid.UUID {
+// ids are the leases that are remembered.
+func (l *leases) ids() map[uuid.UUID]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := make(map[uuid.UUID]struct{}, len(l.remembered))
+	for id := range l.remembered {
+		ids[id] = struct{}{}
+	}
+	return ids
+}
+
+// forgotten filters the leases that are not remembered, and were not before.
+func (l *leases) forgotten(ids []uuid.UUID, before map[uuid.UUID]struct{}) []uuid.UUID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var missing []uuid.UUID
 	for _, id := range ids {
-		if _, ok := l.remembered[id]; !ok {
+		_, was := before[id]
+		if _, is := l.remembered[id]; !is && !was {
 			missing = append(missing, id)
 		}
 	}
@@ -203,20 +215,29 @@ func (l *leases) waitEmpty(within time.Duration) bool {
 }
 
 // reconcileLeases gives back, every two seconds, leases that the database says are ours and we do not remember: their
-// dispatch or claim was committed and its reply lost. The database is asked first and the memory second, so that a
-// call under way is never taken for a lost one.
+// dispatch or claim was committed and its reply lost, or the database lost the end of theirs in a crash. The memory is asked before the
+// database and after it: what has ended meanwhile is not lost, and a call under way is never taken for a lost one.
 func (w *Worker) reconcileLeases(ctx context.Context) {
-	every(ctx, 2*time.Second, w.returnForgotten)
+	var leases longLook
+	every(ctx, 2*time.Second, func(ctx context.Context) {
+		if leases.isDue(w) {
+			w.returnForgotten(ctx, &leases)
+		}
+	})
 }
 
-func (w *Worker) returnForgotten(ctx context.Context) {
-	id := w.identity.get()
+func (w *Worker) returnForgotten(ctx context.Context, leases *longLook) {
+	id, before := w.identity.get(), w.leases.ids()
 	err := call(ctx, func(ctx context.Context) error {
-		ids, err := w.q.ListLeases(ctx, id)
+		var ids []uuid.UUID
+		err := leases.look(func() (err error) {
+			ids, err = w.q.ListLeases(ctx, id)
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		forgotten := w.leases.forgotten(ids)
+		forgotten := w.leases.forgotten(ids, before)
 		if len(forgotten) == 0 {
 			return nil
 		}

@@ -99,30 +99,42 @@ type sighting struct {
 	since     time.Time
 }
 
+// A watch is what one worker has seen of the others.
+type watch struct {
+	seen    map[uuid.UUID]sighting
+	holders longLook
+	orphans []uuid.UUID // holders of leases that are not registered: they stand still by definition
+}
+
 // rescue watches the heartbeats of all workers and frees the deliveries of those that stand still.
 func (w *Worker) rescue(ctx context.Context) {
-	seen := map[uuid.UUID]sighting{}
+	others := watch{seen: map[uuid.UUID]sighting{}}
 	every(ctx, watchInterval, func(ctx context.Context) {
-		if err := w.watch(ctx, seen); err != nil {
+		if err := w.watch(ctx, &others); err != nil {
 			// A time in which we could not look proves nothing about anybody.
-			clear(seen)
+			clear(others.seen)
 			w.complain(ctx, "watch heartbeats", err)
 		}
 	})
 }
 
-func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
+func (w *Worker) watch(ctx context.Context, others *watch) error {
+	seen := others.seen
 	return call(ctx, func(ctx context.Context) error {
 		rows, err := w.q.ListHeartbeats(ctx)
 		if err != nil {
 			return err
 		}
-		orphans, err := w.q.ListLeaseHolders(ctx)
-		if err != nil {
-			return err
+		if others.holders.isDue(w) {
+			err := others.holders.look(func() (err error) {
+				others.orphans, err = w.q.ListLeaseHolders(ctx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
 		}
-		// A holder of leases that is not registered stands still by definition.
-		for _, id := range orphans {
+		for _, id := range others.orphans {
 			rows = append(rows, db.ListHeartbeatsRow{ID: id, Heartbeat: -1})
 		}
 		now := time.Now()
@@ -132,6 +144,7 @@ func (w *Worker) watch(ctx context.Context, seen map[uuid.UUID]sighting) error {
 			if last, ok := seen[row.ID]; !ok || last.heartbeat != row.Heartbeat {
 				seen[row.ID] = sighting{row.Heartbeat, now}
 			} else if isDead(now.Sub(last.since), row.SilentSeconds) && row.ID != w.identity.get() {
+				others.holders = longLook{} // due again: it may have gone on
 				if err := w.takeFrom(ctx, row); err != nil {
 					return err
 				}

@@ -147,3 +147,38 @@ func TestLostRepliesStrandNothing(t *testing.T) {
 	}
 	t.Logf("%d requests for %d deliveries", len(b.waitFor(t, rounds*batch*5)), rounds*batch*5)
 }
+
+// A lease that was given up while the database answered is not lost; one that was never remembered is.
+func TestWhatEndedMeanwhileIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	l := newLeases()
+	ended, lost := l.expect(), uuid.New()
+	before := l.ids()
+	underWay := l.expect()
+	l.got(ended, nil)
+	if got := l.forgotten([]uuid.UUID{ended, lost, underWay}, before); len(got) != 1 || got[0] != lost {
+		t.Errorf("forgotten: %v, lost: %v", got, lost)
+	}
+}
+
+// A question that takes long is asked rarely, but at every turn after a call that failed.
+func TestALongLookIsRare(t *testing.T) {
+	t.Parallel()
+	w, asked := &Worker{}, longLook{}
+	if !asked.isDue(w) {
+		t.Error("it is not due at first")
+	}
+	asked = longLook{at: time.Now().Add(-time.Minute), took: time.Minute}
+	if asked.isDue(w) {
+		t.Error("it is due at once, and took a minute")
+	}
+	asked.at = time.Now().Add(-longShare * time.Minute)
+	if !asked.isDue(w) {
+		t.Error("it is not due after its time")
+	}
+	asked = longLook{at: time.Now(), took: time.Minute}
+	w.troubledAt.Store(time.Now().UnixNano())
+	if !asked.isDue(w) {
+		t.Error("it is not due after a call that failed")
+	}
+}

@@ -79,6 +79,8 @@ type Worker struct {
 	deaf   atomic.Bool
 	quiet  quiet
 	outage outage
+	// troubledAt is when a call to the database failed last, in ns since 1970.
+	troubledAt atomic.Int64
 }
 
 // New connects, checks the schema, and makes itself ready to run. Close it if it is not run.
@@ -312,6 +314,29 @@ func every(ctx context.Context, interval time.Duration, f func(context.Context))
 		case <-ticker.C:
 		}
 	}
+}
+
+// A longLook is a question to the database that a held snapshot makes long, past every row that was leased since. It is asked for
+// one part of the time in longShare.
+type longLook struct {
+	at   time.Time
+	took time.Duration
+}
+
+const longShare = 20
+
+// isDue: at every turn while a call that failed a while ago may still go on in the database, for then there may be something to find, and
+// how long a question took says little.
+func (l *longLook) isDue(w *Worker) bool {
+	return time.Since(l.at) >= longShare*l.took || time.Since(time.Unix(0, w.troubledAt.Load())) < 2*callTimeout
+}
+
+// look runs f and remembers how long it took.
+func (l *longLook) look(f func() error) error {
+	l.at = time.Now()
+	err := f()
+	l.took = time.Since(l.at)
+	return err
 }
 
 // pause waits, and says whether it was not cut short.
