@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
-const advanceEventReplay = `-- name: AdvanceEventReplay :one
+const advanceReplay = `-- name: AdvanceReplay :one
 WITH replay AS (
   -- What the rate allows since it last released, read under the lock: several workers do not add up.
   SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
@@ -38,14 +38,36 @@ scanned AS MATERIALIZED (
   JOIN mailhook.subscriptions AS s ON s.id = r.subscription_id
   -- LATERAL: in the order of the index. A join with an ORDER BY behind it read and sorted all that was left.
   CROSS JOIN LATERAL (
-    SELECT l.inserted_at, l.id, l.account_id, l.event_type, l.recipient, l.message_id, l.campaign_id, l.sending_domain, l.sending_node,
-      l.bridge, l.dedicated_ip, l.data, l.duplicate_of, l.dispatched_at, l.erased_at
-    FROM mailhook.events AS l
-    WHERE l.account_id = r.account_id
-      AND (l.inserted_at, l.id) > (r.after_inserted_at, r.after_id)
-      AND l.inserted_at < r.until
-    ORDER BY l.inserted_at, l.id
-    LIMIT $2::int
+    (
+      SELECT l.inserted_at, l.id, l.account_id, l.event_type, l.recipient, l.message_id, l.campaign_id, l.sending_domain, l.sending_node,
+        l.bridge, l.dedicated_ip, l.data, l.duplicate_of, l.dispatched_at, l.erased_at
+      FROM mailhook.events AS l
+      WHERE r.source = 'all'
+        AND l.account_id = r.account_id
+        AND (l.inserted_at, l.id) > (r.after_inserted_at, r.after_id)
+        AND l.inserted_at < r.until
+      ORDER BY l.inserted_at, l.id
+      LIMIT $2::int
+    )
+    UNION ALL
+    (
+      SELECT pair.event_inserted_at, pair.event_id, l.account_id, l.event_type, l.recipient, l.message_id, l.campaign_id, l.sending_domain, l.sending_node,
+        l.bridge, l.dedicated_ip, l.data, l.duplicate_of, l.dispatched_at, l.erased_at
+      FROM (
+        -- A pair has several where its delivery was retried more than once.
+        SELECT DISTINCT d.event_inserted_at, d.event_id
+        FROM mailhook.dead_letters AS d
+        WHERE r.source = 'exhausted'
+          AND d.subscription_id = r.subscription_id
+          AND (d.event_inserted_at, d.event_id) > (r.after_inserted_at, r.after_id)
+          AND d.event_inserted_at < r.until
+        ORDER BY d.event_inserted_at, d.event_id
+        LIMIT $2::int
+      ) AS pair
+      LEFT JOIN LATERAL (
+        SELECT y.inserted_at, y.id, y.account_id, y.event_type, y.occurred_at, y.dispatched_at, y.recipient, y.message_id, y.campaign_id, y.sending_domain, y.sending_node, y.bridge, y.dedicated_ip, y.dedupe_key, y.duplicate_of, y.data, y.erased_at FROM mailhook.events AS y WHERE y.inserted_at = pair.event_inserted_at AND y.id = pair.event_id OFFSET 0
+      ) AS l ON true
+    )
   ) AS e
   WHERE r.may_release AND r.allowance > 0
 ),
@@ -64,6 +86,16 @@ reached AS (
   ORDER BY x.inserted_at DESC, x.id DESC
   LIMIT 1
 ),
+letters AS MATERIALIZED (
+  SELECT x.id, x.event_inserted_at, x.event_id
+  FROM picked AS p
+  CROSS JOIN LATERAL (
+    SELECT l.id, l.event_inserted_at, l.event_id
+    FROM mailhook.dead_letters AS l
+    WHERE l.subscription_id = p.subscription_id AND l.event_inserted_at = p.inserted_at AND l.event_id = p.id
+    FOR UPDATE SKIP LOCKED
+  ) AS x
+),
 inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
   SELECT p.subscription_id, p.account_id, p.inserted_at, p.id, p.event_type,
@@ -75,15 +107,16 @@ inserted AS (
     WHERE e.inserted_at = p.inserted_at AND e.id = p.id
     FOR SHARE
   ) AS event
-  WHERE event.erased_at IS NULL AND NOT EXISTS (
-    SELECT FROM mailhook.deliveries AS d
-    WHERE d.event_inserted_at = p.inserted_at AND d.event_id = p.id AND d.subscription_id = p.subscription_id)
+  WHERE event.erased_at IS NULL
+    AND ((SELECT replay.source FROM replay) = 'all' OR coalesce((p.inserted_at, p.id) IN (SELECT l.event_inserted_at, l.event_id FROM letters AS l), false))
+    AND NOT EXISTS (
+      SELECT FROM mailhook.deliveries AS d
+      WHERE d.event_inserted_at = p.inserted_at AND d.event_id = p.id AND d.subscription_id = p.subscription_id)
   RETURNING id, order_key
 ),
 removed AS (
   DELETE FROM mailhook.dead_letters AS l
-  USING picked AS p
-  WHERE l.event_inserted_at = p.inserted_at AND l.event_id = p.id AND l.subscription_id = p.subscription_id
+  WHERE l.id = ANY (ARRAY(SELECT x.id FROM letters AS x))
 ),
 advanced AS (
   UPDATE mailhook.replays AS r
@@ -104,109 +137,33 @@ SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.s
   ARRAY(SELECT DISTINCT i.order_key FROM inserted AS i WHERE i.order_key IS NOT NULL)::bigint[] AS order_keys
 `
 
-type AdvanceEventReplayParams struct {
+type AdvanceReplayParams struct {
 	ID         uuid.UUID
 	MaxScanned int32
 }
 
-type AdvanceEventReplayRow struct {
+type AdvanceReplayRow struct {
 	Inserted  int64
 	State     string
 	OrderKeys []int64
 }
 
-// AdvanceEventReplay makes new deliveries of the next events that the subscription matches today. Call it after LockPartitions:
-// what moves into a new partition meanwhile would be passed over.
+// AdvanceReplay makes new deliveries of the next events that the subscription matches today, of all or of those with dead letters,
+// oldest events first, and removes those dead letters. A pair that is unfinished is skipped: its dead letters go, too, as the
+// unfinished delivery stands for it. Those that go in order are inserted blocked, and their keys are answered for Unblock. Call it
+// after LockPartitions: what moves into a new partition meanwhile would be passed over.
 // A bounded number of events is read in a step, however few of them match.
 // Where this step has come to: the last one released when the rate stopped it, else the last one read.
-// A replay of all stands for the dead letters of the same events as well.
-func (q *Queries) AdvanceEventReplay(ctx context.Context, arg AdvanceEventReplayParams) (AdvanceEventReplayRow, error) {
-	row := q.db.QueryRow(ctx, advanceEventReplay, arg.ID, arg.MaxScanned)
-	var i AdvanceEventReplayRow
-	err := row.Scan(&i.Inserted, &i.State, &i.OrderKeys)
-	return i, err
-}
-
-const advanceExhaustedReplay = `-- name: AdvanceExhaustedReplay :one
-WITH replay AS (
-  -- What the rate allows since it last released, read under the lock: several workers do not add up.
-  SELECT r.id, r.subscription_id, r.account_id, r.since, r.until, r.event_types, r.source, r.rate_per_second, r.state, r.matched, r.matched_at_least, r.done, r.after_inserted_at, r.after_id, r.created_at, r.advanced_at,
-    (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id) AS ordering,
-    greatest(0, least(1000, floor(r.rate_per_second * extract(epoch FROM statement_timestamp() - r.advanced_at))))::int AS allowance,
-    -- No EXISTS, for which the planner may hash the whole table.
-    coalesce((SELECT s.deleted_at IS NULL AND s.status <> 'inactive' FROM mailhook.subscriptions AS s WHERE s.id = r.subscription_id), false) AS may_release
-  FROM mailhook.replays AS r
-  WHERE r.id = $1::uuid AND r.state = 'running'
-  FOR UPDATE SKIP LOCKED
-),
-picked AS MATERIALIZED (
-  SELECT l.id, l.subscription_id, l.account_id, l.event_inserted_at, l.event_id, l.event_type, l.attempt, l.last_outcome, l.reason, l.created_at, l.ended_at
-  FROM replay AS r
-  JOIN mailhook.dead_letters AS l ON l.subscription_id = r.subscription_id
-  WHERE r.may_release AND l.created_at >= r.since AND l.created_at < r.until
-    AND (r.event_types IS NULL OR mailhook.event_type_ancestors(l.event_type) && r.event_types)
-  ORDER BY l.id
-  LIMIT (SELECT replay.allowance FROM replay)
-  FOR UPDATE OF l SKIP LOCKED
-),
-removed AS (
-  DELETE FROM mailhook.dead_letters AS l
-  WHERE l.id = ANY (ARRAY(SELECT p.id FROM picked AS p))
-),
-inserted AS (
-  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
-  -- A pair has several dead letters where its delivery was retried more than once.
-  SELECT DISTINCT ON (p.event_inserted_at, p.event_id) p.subscription_id, p.account_id, p.event_inserted_at, p.event_id, p.event_type,
-    CASE WHEN event.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), $1::uuid, event.order_key
-  FROM picked AS p
-  -- Locked, so that an erasure comes before or after.
-  LEFT JOIN LATERAL (
-    SELECT e.erased_at, mailhook.order_key((SELECT replay.ordering FROM replay), e.message_id, e.recipient) AS order_key
-    FROM mailhook.events AS e
-    WHERE e.inserted_at = p.event_inserted_at AND e.id = p.event_id
-    FOR SHARE
-  ) AS event ON true
-  WHERE event.erased_at IS NULL AND NOT EXISTS (
-    SELECT FROM mailhook.deliveries AS d
-    WHERE d.event_inserted_at = p.event_inserted_at AND d.event_id = p.event_id AND d.subscription_id = p.subscription_id)
-  RETURNING id, order_key
-),
-advanced AS (
-  UPDATE mailhook.replays AS r
-  SET done = r.done + (SELECT count(*) FROM picked),
-    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
-    state = CASE
-      WHEN NOT replay.may_release THEN 'cancelled'
-      WHEN (SELECT count(*) FROM picked) < replay.allowance THEN 'done'
-      ELSE r.state
-    END
-  FROM replay
-  WHERE r.id = replay.id
-  RETURNING r.state
-)
-SELECT (SELECT count(*) FROM inserted)::bigint AS inserted, coalesce((SELECT a.state FROM advanced AS a), '')::text AS state,
-  ARRAY(SELECT DISTINCT i.order_key FROM inserted AS i WHERE i.order_key IS NOT NULL)::bigint[] AS order_keys
-`
-
-type AdvanceExhaustedReplayRow struct {
-	Inserted  int64
-	State     string
-	OrderKeys []int64
-}
-
-// AdvanceExhaustedReplay makes new deliveries of the next dead letters, oldest events first, and removes those. A pair
-// that is unfinished is skipped: its dead letter goes too, as the unfinished delivery stands for it. Those that go in order are
-// inserted blocked, and their keys are answered for Unblock. Call it after LockPartitions: of an event that moves into a new
-// partition meanwhile it would not see whether it is erased.
-func (q *Queries) AdvanceExhaustedReplay(ctx context.Context, id uuid.UUID) (AdvanceExhaustedReplayRow, error) {
-	row := q.db.QueryRow(ctx, advanceExhaustedReplay, id)
-	var i AdvanceExhaustedReplayRow
+// Locked, so that of a replay and a retry of the same one makes a delivery; what is locked already is being retried or erased.
+func (q *Queries) AdvanceReplay(ctx context.Context, arg AdvanceReplayParams) (AdvanceReplayRow, error) {
+	row := q.db.QueryRow(ctx, advanceReplay, arg.ID, arg.MaxScanned)
+	var i AdvanceReplayRow
 	err := row.Scan(&i.Inserted, &i.State, &i.OrderKeys)
 	return i, err
 }
 
 const listRunningReplays = `-- name: ListRunningReplays :many
-SELECT r.id, r.source, r.subscription_id
+SELECT r.id, r.subscription_id
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
 ORDER BY r.id
@@ -214,7 +171,6 @@ ORDER BY r.id
 
 type ListRunningReplaysRow struct {
 	ID             uuid.UUID
-	Source         string
 	SubscriptionID uuid.UUID
 }
 
@@ -228,7 +184,7 @@ func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysR
 	items := []ListRunningReplaysRow{}
 	for rows.Next() {
 		var i ListRunningReplaysRow
-		if err := rows.Scan(&i.ID, &i.Source, &i.SubscriptionID); err != nil {
+		if err := rows.Scan(&i.ID, &i.SubscriptionID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

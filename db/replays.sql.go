@@ -63,40 +63,6 @@ func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Can
 	return i, err
 }
 
-const countExhaustedToReplay = `-- name: CountExhaustedToReplay :one
-SELECT count(*)
-FROM (
-  SELECT l.id
-  FROM mailhook.dead_letters AS l
-  WHERE l.subscription_id = $1
-    AND l.created_at >= $2 AND l.created_at < $3
-    AND ($4::text[] IS NULL OR mailhook.event_type_ancestors(l.event_type) && $4::text[])
-  LIMIT $5
-) AS counted
-`
-
-type CountExhaustedToReplayParams struct {
-	SubscriptionID uuid.UUID
-	Since          time.Time
-	Until          time.Time
-	EventTypes     []string
-	MaxRows        int32
-}
-
-// CountExhaustedToReplay counts the dead letters that a replay of a subscription would take, up to @max_rows.
-func (q *Queries) CountExhaustedToReplay(ctx context.Context, arg CountExhaustedToReplayParams) (int64, error) {
-	row := q.db.QueryRow(ctx, countExhaustedToReplay,
-		arg.SubscriptionID,
-		arg.Since,
-		arg.Until,
-		arg.EventTypes,
-		arg.MaxRows,
-	)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
-}
-
 const createReplay = `-- name: CreateReplay :one
 INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, state, matched, matched_at_least, done)
 VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8, $9, $10, $11)
@@ -337,20 +303,24 @@ func (q *Queries) ListReplays(ctx context.Context, arg ListReplaysParams) ([]Lis
 
 const replayEvent = `-- name: ReplayEvent :one
 WITH inserted AS (
-  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
-  SELECT $1::uuid, $2::text, $3::timestamptz, $4::bigint, $5::text, statement_timestamp(),
-    statement_timestamp(), $6::uuid
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
+  SELECT $1::uuid, $2::text, $3::timestamptz, $4::bigint, $5::text,
+    CASE WHEN k.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), $6::uuid, k.order_key
+  FROM (
+    SELECT mailhook.order_key(
+      (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = $1::uuid), $7::text, $8::text) AS order_key
+  ) AS k
   WHERE (SELECT d.id FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = $3::timestamptz AND d.event_id = $4::bigint AND d.subscription_id = $1::uuid
     LIMIT 1) IS NULL
-  RETURNING id
+  RETURNING id, order_key
 ),
 removed AS (
   DELETE FROM mailhook.dead_letters AS l
   WHERE l.event_inserted_at = $3::timestamptz AND l.event_id = $4::bigint AND l.subscription_id = $1::uuid
     AND (SELECT count(*) FROM inserted) > 0
 )
-SELECT count(*) FROM inserted
+SELECT coalesce(i.order_key, 0)::bigint AS order_key FROM inserted AS i
 `
 
 type ReplayEventParams struct {
@@ -360,10 +330,13 @@ type ReplayEventParams struct {
 	EventID         int64
 	EventType       string
 	ReplayID        uuid.UUID
+	MessageID       *string
+	Recipient       *string
 }
 
-// ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair. It answers 0 where a
-// delivery of it is unfinished. The caller has locked the event (keep_event).
+// ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair: due now, or blocked, where it
+// goes in order: Unblock it after the commit. order_key 0: in no order. No row where a delivery of it is unfinished. The caller has
+// locked the event (keep_event).
 func (q *Queries) ReplayEvent(ctx context.Context, arg ReplayEventParams) (int64, error) {
 	row := q.db.QueryRow(ctx, replayEvent,
 		arg.SubscriptionID,
@@ -372,10 +345,12 @@ func (q *Queries) ReplayEvent(ctx context.Context, arg ReplayEventParams) (int64
 		arg.EventID,
 		arg.EventType,
 		arg.ReplayID,
+		arg.MessageID,
+		arg.Recipient,
 	)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
+	var order_key int64
+	err := row.Scan(&order_key)
+	return order_key, err
 }
 
 const scanReplay = `-- name: ScanReplay :one
@@ -394,16 +369,37 @@ WITH scanned AS MATERIALIZED (
         WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id LIMIT 1) IS NULL AS is_match
   FROM mailhook.subscriptions AS s
   CROSS JOIN LATERAL (
-    SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
-      x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
-    FROM mailhook.events AS x
-    WHERE x.account_id = s.account_id
-      AND x.inserted_at < $3::timestamptz
-      AND (x.inserted_at, x.id) < ($1::timestamptz, $5::bigint)
-    ORDER BY x.inserted_at DESC, x.id DESC
-    LIMIT $6::int
+    (
+      SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
+        x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
+      FROM mailhook.events AS x
+      WHERE $5::text = 'all'
+        AND x.account_id = s.account_id
+        AND x.inserted_at < $3::timestamptz
+        AND (x.inserted_at, x.id) < ($1::timestamptz, $6::bigint)
+      ORDER BY x.inserted_at DESC, x.id DESC
+      LIMIT $7::int
+    )
+    UNION ALL
+    (
+      SELECT pair.event_inserted_at, pair.event_id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
+        x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
+      FROM (
+        SELECT DISTINCT l.event_inserted_at, l.event_id
+        FROM mailhook.dead_letters AS l
+        WHERE $5::text = 'exhausted'
+          AND l.subscription_id = s.id
+          AND l.event_inserted_at < $3::timestamptz
+          AND (l.event_inserted_at, l.event_id) < ($1::timestamptz, $6::bigint)
+        ORDER BY l.event_inserted_at DESC, l.event_id DESC
+        LIMIT $7::int
+      ) AS pair
+      LEFT JOIN LATERAL (
+        SELECT y.inserted_at, y.id, y.account_id, y.event_type, y.occurred_at, y.dispatched_at, y.recipient, y.message_id, y.campaign_id, y.sending_domain, y.sending_node, y.bridge, y.dedicated_ip, y.dedupe_key, y.duplicate_of, y.data, y.erased_at FROM mailhook.events AS y WHERE y.inserted_at = pair.event_inserted_at AND y.id = pair.event_id OFFSET 0
+      ) AS x ON true
+    )
   ) AS e
-  WHERE s.id = $7::uuid
+  WHERE s.id = $8::uuid
 )
 SELECT count(*) FILTER (WHERE c.is_match)::bigint AS matched, count(*)::bigint AS scanned,
   coalesce(min(c.inserted_at), $1::timestamptz)::timestamptz AS before_at,
@@ -416,6 +412,7 @@ type ScanReplayParams struct {
 	Since          time.Time
 	Until          time.Time
 	EventTypes     []string
+	Source         string
 	BeforeID       int64
 	MaxRows        int32
 	SubscriptionID uuid.UUID
@@ -428,15 +425,16 @@ type ScanReplayRow struct {
 	BeforeID int64
 }
 
-// ScanReplay counts, among the newest @max_rows events of an account before the key given, those that a replay of a subscription
-// would deliver once more: what it matches today, but for the pairs that are still unfinished. The conditions are those of
-// AdvanceEventReplay. It answers the key of the last event looked at.
+// ScanReplay counts, among the newest @max_rows events of an account before the key given, or among those of a subscription's dead
+// letters, those that a replay would deliver once more: what it matches today, but for the pairs that are still unfinished. The
+// conditions are those of AdvanceReplay. It answers the key of the last event looked at.
 func (q *Queries) ScanReplay(ctx context.Context, arg ScanReplayParams) (ScanReplayRow, error) {
 	row := q.db.QueryRow(ctx, scanReplay,
 		arg.BeforeAt,
 		arg.Since,
 		arg.Until,
 		arg.EventTypes,
+		arg.Source,
 		arg.BeforeID,
 		arg.MaxRows,
 		arg.SubscriptionID,

@@ -100,3 +100,19 @@ func TestARetryThatCannotBeUnblockedIsMade(t *testing.T) {
 		t.Error("nothing is logged")
 	}
 }
+
+// A replay of one event goes behind what is unfinished of its key, and is due where there is nothing.
+func TestAReplayOfOneEventGoesInOrder(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, object{"ordering": "recipient", "event_types": []string{"email.sent"}})
+	at := time.Now().Add(-time.Hour)
+	for _, recipient := range []string{"one@example.com", "One@example.com", "two@example.com"} {
+		b.must(t, 202, b.acme, "POST", "/v1/subscriptions/"+id+"/replay", object{"event_id": b.event(t, "acme", "email.sent", recipient, at)})
+	}
+	got := dbtest.QueryOne[string](t, b.DB, `SELECT string_agg(CASE WHEN order_key IS NULL THEN 'in no order' WHEN next_attempt_at = 'infinity' THEN 'blocked' ELSE 'due' END, ', ' ORDER BY event_id)
+		FROM mailhook.deliveries`)
+	if got != "due, blocked, due" {
+		t.Errorf("the deliveries are %s", got)
+	}
+}

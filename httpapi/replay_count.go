@@ -11,16 +11,6 @@ import (
 
 // countReplay fills in how many there are to deliver, and whether there may be more: counting is bounded as a preview is.
 func (s *server) countReplay(ctx context.Context, p *db.CreateReplayParams) error {
-	if p.Source == "exhausted" {
-		n, err := s.queries.CountExhaustedToReplay(ctx, db.CountExhaustedToReplayParams{
-			SubscriptionID: p.SubscriptionID, Since: p.Since, Until: p.Until, EventTypes: p.EventTypes, MaxRows: previewScan + 1,
-		})
-		if err != nil {
-			return fmt.Errorf("count what to replay: %w", err)
-		}
-		p.Matched, p.MatchedAtLeast = min(n, previewScan), n > previewScan
-		return nil
-	}
 	p.MatchedAtLeast = true
 	err := s.inTx(ctx, func(q *db.Queries) error { return countEvents(ctx, q, p) })
 	if err != nil && !isOverTime(err) {
@@ -29,14 +19,15 @@ func (s *server) countReplay(ctx context.Context, p *db.CreateReplayParams) erro
 	return nil
 }
 
-// countEvents looks at slices of the account's events, newest first: an event may be dispatched long after it was written,
+// countEvents looks at slices of the account's events, or of those with dead letters, newest first: an event may be dispatched long after it was written,
 // so there is no end to this but the bound, the time, or the first event.
 func countEvents(ctx context.Context, q *db.Queries, p *db.CreateReplayParams) error {
 	if err := q.BoundScans(ctx, fmt.Sprint(previewTime.Milliseconds())); err != nil {
 		return err
 	}
 	slice := db.ScanReplayParams{
-		SubscriptionID: p.SubscriptionID, Since: p.Since, Until: p.Until, EventTypes: p.EventTypes, BeforeAt: farFuture(), BeforeID: math.MaxInt64, MaxRows: previewSlice,
+		SubscriptionID: p.SubscriptionID, Source: p.Source, Since: p.Since, Until: p.Until, EventTypes: p.EventTypes,
+		BeforeAt: farFuture(), BeforeID: math.MaxInt64, MaxRows: previewSlice,
 	}
 	started := time.Now()
 	for scanned := int64(0); scanned < previewScan && time.Since(started) < previewTime; {

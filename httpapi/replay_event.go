@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
@@ -32,6 +33,7 @@ func (s *server) replayEvent(ctx context.Context, who caller, in *createReplayRe
 		return nil, errInactive()
 	}
 	var replay Replay
+	var key int64
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		kept, err := q.KeepEvent(ctx, db.KeepEventParams{InsertedAt: event.InsertedAt, ID: event.ID})
 		if err != nil {
@@ -47,26 +49,38 @@ func (s *server) replayEvent(ctx context.Context, who caller, in *createReplayRe
 		if err != nil {
 			return err
 		}
-		return s.deliverReplayed(ctx, q, event, to, replay)
+		key, err = s.deliverReplayed(ctx, q, event, to, replay)
+		return err
 	})
-	return &createReplayResponse{http.StatusAccepted, replay}, err
+	if err != nil {
+		return nil, err
+	}
+	if key != 0 {
+		_, err := s.makeHead(ctx, db.UnblockParams{SubscriptionIDs: []uuid.UUID{to.ID}, OrderKeys: []int64{key}})
+		if err != nil { // the delivery is there, and a worker's sweep finds it
+			s.config.Logger.WarnContext(ctx, "a replayed event waits for its order", "replay_id", replay.ID, "error", db.Message(err))
+		}
+	}
+	return &createReplayResponse{http.StatusAccepted, replay}, nil
 }
 
-func (s *server) deliverReplayed(ctx context.Context, q *db.Queries, event db.Event, to db.Subscription, replay Replay) error {
+// deliverReplayed makes the delivery, and answers its order key; 0: it goes in no order.
+func (s *server) deliverReplayed(ctx context.Context, q *db.Queries, event db.Event, to db.Subscription, replay Replay) (key int64, err error) {
 	id, err := db.ParseID(db.ReplayPrefix, replay.ID)
 	if err != nil {
-		return fmt.Errorf("parse own id: %w", err)
+		return 0, fmt.Errorf("parse own id: %w", err)
 	}
-	made, err := q.ReplayEvent(ctx, db.ReplayEventParams{
+	key, err = q.ReplayEvent(ctx, db.ReplayEventParams{
 		SubscriptionID: to.ID, AccountID: to.AccountID, EventInsertedAt: event.InsertedAt, EventID: event.ID, EventType: event.EventType, ReplayID: id,
+		MessageID: event.MessageID, Recipient: event.Recipient,
 	})
 	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, fail(codeUnfinished, "a delivery of this event to this subscription is unfinished")
 	case err != nil:
-		return fmt.Errorf("store delivery: %w", err)
-	case made == 0:
-		return fail(codeUnfinished, "a delivery of this event to this subscription is unfinished")
+		return 0, fmt.Errorf("store delivery: %w", err)
 	}
-	return q.NotifyWorkers(ctx, "")
+	return key, q.NotifyWorkers(ctx, "")
 }
 
 // eventToReplay finds an event that the subscription matches as it is today.

@@ -56,17 +56,26 @@ func (s *server) unblock(ctx context.Context, who caller, key db.UnblockParams, 
 	if err != nil {
 		return nil, fmt.Errorf("parse own id: %w", err)
 	}
-	unblocked, err := s.queries.Unblock(ctx, key)
-	if err != nil {
-		return nil, fmt.Errorf("unblock delivery: %w", err)
-	}
-	if unblocked.Unblocked == 0 {
-		return made, nil
-	}
-	if err := s.queries.NotifyWorkers(ctx, ""); err != nil {
-		return nil, fmt.Errorf("notify workers: %w", err)
+	due, err := s.makeHead(ctx, key)
+	if err != nil || !due {
+		return made, err
 	}
 	return s.answerDelivery(ctx, s.queries, who, id, made.Status)
+}
+
+// makeHead makes the next delivery of a key due, unless another of it is unfinished, and says whether it did.
+func (s *server) makeHead(ctx context.Context, key db.UnblockParams) (bool, error) {
+	unblocked, err := s.queries.Unblock(ctx, key)
+	if err != nil {
+		return false, fmt.Errorf("unblock delivery: %w", err)
+	}
+	if unblocked.Unblocked == 0 {
+		return false, nil
+	}
+	if err := s.queries.NotifyWorkers(ctx, ""); err != nil {
+		return false, fmt.Errorf("notify workers: %w", err)
+	}
+	return true, nil
 }
 
 // hurry makes an unfinished delivery due now.

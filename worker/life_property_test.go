@@ -965,11 +965,11 @@ func (l *life) startReplay(s *lifeSubscription, source string) uuid.UUID {
 
 func (l *life) replayExhausted() {
 	s := l.subscription()
-	row, err := l.q.AdvanceExhaustedReplay(l.t.Context(), l.startReplay(s, "exhausted"))
+	row, err := l.q.AdvanceReplay(l.t.Context(), db.AdvanceReplayParams{ID: l.startReplay(s, "exhausted"), MaxScanned: replayScan})
 	l.ok(err)
 	again := map[int64]bool{}
 	for _, end := range l.ended {
-		if end.isDead && end.subscription == s && !s.isGone() {
+		if end.isDead && end.subscription == s && !s.isGone() && s.wants(end.event) {
 			end.isDead = false
 			if !l.isUnfinished(s, end.event) {
 				again[end.event.id] = true
@@ -981,7 +981,7 @@ func (l *life) replayExhausted() {
 
 func (l *life) replayEvents() {
 	s := l.subscription()
-	row, err := l.q.AdvanceEventReplay(l.t.Context(), db.AdvanceEventReplayParams{ID: l.startReplay(s, "all"), MaxScanned: replayScan})
+	row, err := l.q.AdvanceReplay(l.t.Context(), db.AdvanceReplayParams{ID: l.startReplay(s, "all"), MaxScanned: replayScan})
 	l.ok(err)
 	again := map[int64]bool{}
 	for _, e := range l.dispatched() {

@@ -352,7 +352,7 @@ func (m *matcher) checkReplays(rt *rapid.T, t *testing.T) {
 // countReplay counts in slices of any size.
 func (m *matcher) countReplay(rt *rapid.T, t *testing.T, s wantedSubscription, since, until time.Time, types []string) (n int) {
 	slice := db.ScanReplayParams{
-		SubscriptionID: uuid.MustParse(s.id), Since: since, Until: until, EventTypes: types, BeforeAt: until, MaxRows: int32(rapid.IntRange(1, 60).Draw(rt, "slice")),
+		SubscriptionID: uuid.MustParse(s.id), Source: "all", Since: since, Until: until, EventTypes: types, BeforeAt: until, MaxRows: int32(rapid.IntRange(1, 60).Draw(rt, "slice")),
 	}
 	for {
 		row, err := m.q.ScanReplay(t.Context(), slice)
@@ -377,7 +377,7 @@ func (m *matcher) replayAll(rt *rapid.T, t *testing.T, s wantedSubscription, sin
 	}
 	for range 2 * (len(m.events) + 1) {
 		m.exec(rt, t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 second' WHERE id = $1", replay.ID)
-		row, err := m.q.AdvanceEventReplay(t.Context(), db.AdvanceEventReplayParams{ID: replay.ID, MaxScanned: int32(scan)})
+		row, err := m.q.AdvanceReplay(t.Context(), db.AdvanceReplayParams{ID: replay.ID, MaxScanned: int32(scan)})
 		if err != nil {
 			rt.Fatal(err)
 		}

@@ -174,7 +174,7 @@ func (o *ordered) replay() {
 		o.rt.Fatal(err)
 	}
 	for _, r := range running {
-		if _, _, err := advance(context.WithoutCancel(o.t.Context()), o.w.q, r); err != nil {
+		if _, err := o.w.q.AdvanceReplay(context.WithoutCancel(o.t.Context()), db.AdvanceReplayParams{ID: r.ID, MaxScanned: replayScan}); err != nil {
 			o.rt.Fatal(err)
 		}
 	}

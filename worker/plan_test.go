@@ -166,7 +166,7 @@ func TestPlans(t *testing.T) {
 			}
 
 			e := &explainer{Pool: pool.Pool}
-			if _, err := db.New(e).AdvanceEventReplay(t.Context(), db.AdvanceEventReplayParams{MaxScanned: replayScan}); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			if _, err := db.New(e).AdvanceReplay(t.Context(), db.AdvanceReplayParams{MaxScanned: replayScan}); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 				t.Fatal(err)
 			}
 			if !strings.Contains(e.plan, "events_account_id_inserted_at") && !strings.Contains(e.plan, "account_id_inserted_at_id_idx") {

@@ -41,31 +41,20 @@ func (w *Worker) replay(ctx context.Context) {
 // advance does a step of a replay, with the partitions locked: a step that met rows on their way into a new partition would
 // see them in neither place, and go on past them (see LockPartitions).
 func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
-	var inserted int64
-	var keys []int64
+	var row db.AdvanceReplayRow
 	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) (err error) {
 		q := db.New(tx)
 		if err := q.LockPartitions(ctx); err != nil {
 			return err
 		}
-		inserted, keys, err = advance(ctx, q, r)
+		row, err = q.AdvanceReplay(ctx, db.AdvanceReplayParams{ID: r.ID, MaxScanned: replayScan})
 		return err
 	})
-	if inserted > 0 && err == nil {
-		for _, key := range keys {
+	if row.Inserted > 0 && err == nil {
+		for _, key := range row.OrderKeys {
 			w.headless.add(orderKey{r.SubscriptionID, key})
 		}
 		signal(w.due)
 	}
 	return err
-}
-
-// advance answers how many deliveries were inserted, and the keys of those that go in order.
-func advance(ctx context.Context, q *db.Queries, r db.ListRunningReplaysRow) (inserted int64, keys []int64, err error) {
-	if r.Source == "exhausted" {
-		row, err := q.AdvanceExhaustedReplay(ctx, r.ID)
-		return row.Inserted, row.OrderKeys, err
-	}
-	row, err := q.AdvanceEventReplay(ctx, db.AdvanceEventReplayParams{ID: r.ID, MaxScanned: replayScan})
-	return row.Inserted, row.OrderKeys, err
 }

@@ -22,7 +22,7 @@ func TestReplayingBesideANewPartition(t *testing.T) {
 		FROM generate_series(1, 10) AS n`)
 	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, advanced_at)
 		VALUES ($1, 'default', now() - interval '1 hour', now(), 'all', 1000, 10, now() - interval '1 hour')`, id)
-	replay := db.ListRunningReplaysRow{ID: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays"), Source: "all"}
+	replay := db.ListRunningReplaysRow{ID: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays")}
 	other, err := b.Pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestACancelledReplayStops(t *testing.T) {
 	w := b.idleWorker(t, b.config())
 	step := func() {
 		b.Exec(t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 second'")
-		if err := w.advance(t.Context(), db.ListRunningReplaysRow{ID: replay.ID, Source: "all"}); err != nil {
+		if err := w.advance(t.Context(), db.ListRunningReplaysRow{ID: replay.ID}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -88,5 +88,83 @@ func TestACancelledReplayStops(t *testing.T) {
 	step()
 	if n := count(); n != made {
 		t.Errorf("%d deliveries after the cancellation", n-made)
+	}
+}
+
+// A replay of what was exhausted goes by the filters and types of today and by dispatch times: what does not match stays a dead letter.
+func TestAReplayOfExhaustedGoesByTodaysFilters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email.sent", "filter_sending_domain = '{a.example}'")
+	b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, sending_domain)
+		SELECT now() - x.age * interval '1 hour', x.id, 'default', x.event_type, now(), now() - x.age * interval '1 hour', x.domain
+		FROM (VALUES (1, 'email.sent', 'a.example', 3), (2, 'email.sent', 'a.example', 1), (3, 'email.sent', 'b.example', 1), (4, 'email.opened', 'a.example', 1))
+			AS x (id, event_type, domain, age)`)
+	// The first was retried, and its letter is that of the retry; the second was, too, and has two.
+	b.Exec(t, `INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, reason, created_at, ended_at)
+		SELECT gen_random_uuid(), $1, 'default', e.inserted_at, e.id, e.event_type, 1, 'schedule_ended', now(), now()
+		FROM mailhook.events AS e, generate_series(1, 2) AS n WHERE n = 1 OR e.id = 2`, id)
+	w := b.idleWorker(t, b.config())
+	replay := func(since, until time.Duration, want string) {
+		t.Helper()
+		from, to := time.Now().Add(-since), time.Now().Add(-until)
+		counted, err := w.q.ScanReplay(t.Context(), db.ScanReplayParams{
+			SubscriptionID: id, Source: "exhausted", Since: from, Until: to, BeforeAt: to, MaxRows: 100,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := db.New(b.Pool).CreateReplay(t.Context(), db.CreateReplayParams{
+			SubscriptionID: id, AccountID: "default", Since: from, Until: to, Source: "exhausted", RatePerSecond: 1000, State: "running", Matched: counted.Matched,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Exec(t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 second'")
+		row, err := w.q.AdvanceReplay(t.Context(), db.AdvanceReplayParams{ID: r.ID, MaxScanned: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := dbtest.QueryOne[string](t, b.DB, "SELECT coalesce(string_agg(event_id::text, ' ' ORDER BY event_id), '') FROM mailhook.deliveries")
+		if got != want || row.Inserted != counted.Matched || row.State != "done" {
+			t.Errorf("released %q, want %q; counted %d, inserted %d, and it is %s", got, want, counted.Matched, row.Inserted, row.State)
+		}
+	}
+	replay(4*time.Hour, 2*time.Hour, "1")
+	replay(4*time.Hour, 0, "1 2")
+	replay(4*time.Hour, 0, "1 2") // nothing is left that matches
+	if left := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg(event_id::text, ' ' ORDER BY event_id) FROM mailhook.dead_letters"); left != "3 4" {
+		t.Errorf("dead letters of %s are left, want those of 3 and 4", left)
+	}
+}
+
+// A step of a replay of what was exhausted reads a bounded number of dead letters, and comes past those that do not match.
+func TestAReplayOfExhaustedComesPastWhatDoesNotMatch(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email.sent")
+	b.Exec(t, `INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at)
+		SELECT now() - interval '1 minute', n, 'default', CASE WHEN n = 20 THEN 'email.sent' ELSE 'email.opened' END, now(), now() - interval '1 minute'
+		FROM generate_series(1, 20) AS n`)
+	b.Exec(t, `INSERT INTO mailhook.dead_letters (id, subscription_id, account_id, event_inserted_at, event_id, event_type, attempt, reason, created_at, ended_at)
+		SELECT gen_random_uuid(), $1, 'default', e.inserted_at, e.id, e.event_type, 1, 'schedule_ended', now(), now() FROM mailhook.events AS e`, id)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+		VALUES ($1, 'default', now() - interval '1 hour', now(), 'exhausted', 1000, 1)`, id)
+	w := b.idleWorker(t, b.config())
+	for step := 1; ; step++ {
+		b.Exec(t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 hour'")
+		row, err := w.q.AdvanceReplay(t.Context(), db.AdvanceReplayParams{ID: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays"), MaxScanned: 6})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row.State == "done" {
+			break
+		}
+		if step == 5 {
+			t.Fatalf("not done after %d steps of 6 of 20 dead letters", step)
+		}
+	}
+	if n := b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE event_id = 20"); n != 1 {
+		t.Errorf("%d deliveries of the one that matches", n)
 	}
 }

@@ -124,7 +124,8 @@ CREATE TABLE mailhook.dead_letters (
   autovacuum_vacuum_scale_factor = 0.0,
   autovacuum_vacuum_threshold = 20000
 );
-CREATE INDEX dead_letters_subscription_id_id_idx ON mailhook.dead_letters (subscription_id, id);
+-- For replays, oldest events first.
+CREATE INDEX dead_letters_subscription_id_event_inserted_at_event_id_idx ON mailhook.dead_letters (subscription_id, event_inserted_at, event_id);
 CREATE INDEX dead_letters_ended_at_idx ON mailhook.dead_letters (ended_at);
 CREATE INDEX dead_letters_event_inserted_at_event_id_idx ON mailhook.dead_letters (event_inserted_at, event_id);
 COMMENT ON TABLE mailhook.dead_letters IS 'Exhausted deliveries, kept and replayable. id is the delivery''s.';

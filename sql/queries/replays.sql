@@ -1,18 +1,6 @@
--- CountExhaustedToReplay counts the dead letters that a replay of a subscription would take, up to @max_rows.
--- name: CountExhaustedToReplay :one
-SELECT count(*)
-FROM (
-  SELECT l.id
-  FROM mailhook.dead_letters AS l
-  WHERE l.subscription_id = @subscription_id
-    AND l.created_at >= @since AND l.created_at < @until
-    AND (sqlc.narg('event_types')::text[] IS NULL OR mailhook.event_type_ancestors(l.event_type) && sqlc.narg('event_types')::text[])
-  LIMIT @max_rows
-) AS counted;
-
--- ScanReplay counts, among the newest @max_rows events of an account before the key given, those that a replay of a subscription
--- would deliver once more: what it matches today, but for the pairs that are still unfinished. The conditions are those of
--- AdvanceEventReplay. It answers the key of the last event looked at.
+-- ScanReplay counts, among the newest @max_rows events of an account before the key given, or among those of a subscription's dead
+-- letters, those that a replay would deliver once more: what it matches today, but for the pairs that are still unfinished. The
+-- conditions are those of AdvanceReplay. It answers the key of the last event looked at.
 -- name: ScanReplay :one
 WITH scanned AS MATERIALIZED (
   SELECT e.inserted_at, e.id,
@@ -29,14 +17,35 @@ WITH scanned AS MATERIALIZED (
         WHERE d.event_inserted_at = e.inserted_at AND d.event_id = e.id AND d.subscription_id = s.id LIMIT 1) IS NULL AS is_match
   FROM mailhook.subscriptions AS s
   CROSS JOIN LATERAL (
-    SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
-      x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
-    FROM mailhook.events AS x
-    WHERE x.account_id = s.account_id
-      AND x.inserted_at < @until::timestamptz
-      AND (x.inserted_at, x.id) < (@before_at::timestamptz, @before_id::bigint)
-    ORDER BY x.inserted_at DESC, x.id DESC
-    LIMIT @max_rows::int
+    (
+      SELECT x.inserted_at, x.id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
+        x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
+      FROM mailhook.events AS x
+      WHERE @source::text = 'all'
+        AND x.account_id = s.account_id
+        AND x.inserted_at < @until::timestamptz
+        AND (x.inserted_at, x.id) < (@before_at::timestamptz, @before_id::bigint)
+      ORDER BY x.inserted_at DESC, x.id DESC
+      LIMIT @max_rows::int
+    )
+    UNION ALL
+    (
+      SELECT pair.event_inserted_at, pair.event_id, x.account_id, x.event_type, x.recipient, x.message_id, x.campaign_id, x.sending_domain, x.sending_node,
+        x.bridge, x.dedicated_ip, x.data, x.duplicate_of, x.dispatched_at, x.erased_at
+      FROM (
+        SELECT DISTINCT l.event_inserted_at, l.event_id
+        FROM mailhook.dead_letters AS l
+        WHERE @source::text = 'exhausted'
+          AND l.subscription_id = s.id
+          AND l.event_inserted_at < @until::timestamptz
+          AND (l.event_inserted_at, l.event_id) < (@before_at::timestamptz, @before_id::bigint)
+        ORDER BY l.event_inserted_at DESC, l.event_id DESC
+        LIMIT @max_rows::int
+      ) AS pair
+      LEFT JOIN LATERAL (
+        SELECT y.* FROM mailhook.events AS y WHERE y.inserted_at = pair.event_inserted_at AND y.id = pair.event_id OFFSET 0
+      ) AS x ON true
+    )
   ) AS e
   WHERE s.id = @subscription_id::uuid
 )
@@ -88,24 +97,29 @@ WHERE r.id < @before_id
 ORDER BY r.id DESC
 LIMIT @max_rows;
 
--- ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair. It answers 0 where a
--- delivery of it is unfinished. The caller has locked the event (keep_event).
+-- ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair: due now, or blocked, where it
+-- goes in order: Unblock it after the commit. order_key 0: in no order. No row where a delivery of it is unfinished. The caller has
+-- locked the event (keep_event).
 -- name: ReplayEvent :one
 WITH inserted AS (
-  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id)
-  SELECT @subscription_id::uuid, @account_id::text, @event_inserted_at::timestamptz, @event_id::bigint, @event_type::text, statement_timestamp(),
-    statement_timestamp(), @replay_id::uuid
+  INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
+  SELECT @subscription_id::uuid, @account_id::text, @event_inserted_at::timestamptz, @event_id::bigint, @event_type::text,
+    CASE WHEN k.order_key IS NULL THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(), @replay_id::uuid, k.order_key
+  FROM (
+    SELECT mailhook.order_key(
+      (SELECT s.ordering FROM mailhook.subscriptions AS s WHERE s.id = @subscription_id::uuid), sqlc.narg('message_id')::text, sqlc.narg('recipient')::text) AS order_key
+  ) AS k
   WHERE (SELECT d.id FROM mailhook.deliveries AS d
     WHERE d.event_inserted_at = @event_inserted_at::timestamptz AND d.event_id = @event_id::bigint AND d.subscription_id = @subscription_id::uuid
     LIMIT 1) IS NULL
-  RETURNING id
+  RETURNING id, order_key
 ),
 removed AS (
   DELETE FROM mailhook.dead_letters AS l
   WHERE l.event_inserted_at = @event_inserted_at::timestamptz AND l.event_id = @event_id::bigint AND l.subscription_id = @subscription_id::uuid
     AND (SELECT count(*) FROM inserted) > 0
 )
-SELECT count(*) FROM inserted;
+SELECT coalesce(i.order_key, 0)::bigint AS order_key FROM inserted AS i;
 
 -- KeepEvent is mailhook.keep_event.
 -- name: KeepEvent :one
