@@ -31,6 +31,8 @@ type pulseState struct {
 	recording bool // false while outcomes cannot be written
 	inOrder   bool // some subscription has an order
 	changed   chan struct{}
+	// When the loops of pulse and heartbeat came round last, whatever the database answered; monotonic.
+	pulseTurned, beatTurned time.Time
 }
 
 // alive is nil while requests may start.
@@ -44,6 +46,21 @@ func (s *pulseState) alive(now time.Time) error {
 		return fmt.Errorf("subscriptions not seen for %v", now.Sub(s.pulsedAt).Round(time.Second))
 	case !s.recording:
 		return errors.New("outcomes cannot be recorded")
+	}
+	return nil
+}
+
+// stuckLimit is how long a loop that must always come round may take: some times longer than what it waits for.
+const stuckLimit = time.Minute
+
+// turning is nil while the loops come round, or before they begin to.
+func (s *pulseState) turning(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for loop, at := range map[string]time.Time{"pulse": s.pulseTurned, "heartbeat": s.beatTurned} {
+		if !at.IsZero() && now.Sub(at) > stuckLimit {
+			return fmt.Errorf("the loop of the %s has stood still for %v: restart this process", loop, now.Sub(at).Round(time.Second))
+		}
 	}
 	return nil
 }
@@ -109,6 +126,7 @@ func (w *Worker) pulse(ctx context.Context) {
 			return nil
 		})
 		w.complain(ctx, "ask for changes", err)
+		w.state.set(func(s *pulseState) { s.pulseTurned = time.Now() })
 	})
 }
 

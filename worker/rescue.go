@@ -82,6 +82,7 @@ func (w *Worker) heartbeat(ctx context.Context) {
 			w.state.set(func(s *pulseState) { s.beatAt = started })
 			w.answered(time.Now())
 		}
+		w.state.set(func(s *pulseState) { s.beatTurned = time.Now() })
 	})
 }
 

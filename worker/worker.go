@@ -237,6 +237,13 @@ func (w *Worker) Ready() error {
 	return w.state.alive(time.Now())
 }
 
+// Healthy says whether this process can go on: nil, whatever the database does, or what has stopped in it, which only a restart
+// mends. It is what healthz answers. It asks for the locks that all loops need, and so does not answer where one is never given back.
+func (w *Worker) Healthy() error {
+	w.leases.held()
+	return w.state.turning(time.Now())
+}
+
 // finish sends what waits for a batch, and waits for the requests in flight, at most the grace and the moment that aborted
 // ones need.
 func (w *Worker) finish(abort func()) {

@@ -3,7 +3,9 @@ package worker
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"mailhook/cmd/receiver"
 	"mailhook/db/dbtest"
@@ -65,4 +67,33 @@ func TestAWorkerWithABacklogIsReady(t *testing.T) {
 	}
 	close(release)
 	b.settled(t)
+}
+
+// What healthz says is of this process: what the database does is for readyz, a loop that stands still is not.
+func TestHealthIsOfTheProcess(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w, _ := b.run(t, b.config())
+	if err := w.Healthy(); err != nil {
+		t.Errorf("at the start: %v", err)
+	}
+	turns := func() (pulse, beat time.Time) {
+		w.state.set(func(s *pulseState) { pulse, beat = s.pulseTurned, s.beatTurned })
+		return pulse, beat
+	}
+	b.Exec(t, "ALTER TABLE mailhook.workers RENAME TO gone")
+	defer b.Exec(t, "ALTER TABLE mailhook.gone RENAME TO workers")
+	dbtest.Eventually(t, "calls fail", func() bool { return w.troubledAt.Load() > 0 })
+	pulse, beat := turns()
+	dbtest.Eventually(t, "both loops come round nevertheless", func() bool {
+		nextPulse, nextBeat := turns()
+		return nextPulse.After(pulse) && nextBeat.After(beat)
+	})
+	if err := w.Healthy(); err != nil {
+		t.Errorf("while calls fail: %v", err)
+	}
+	state := pulseState{pulseTurned: time.Now(), beatTurned: time.Now().Add(-stuckLimit - time.Second)}
+	if err := state.turning(time.Now()); err == nil || !strings.Contains(err.Error(), "heartbeat") {
+		t.Errorf("a heartbeat that has stood still: %v", err)
+	}
 }

@@ -98,7 +98,7 @@ func serveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			handler, closeAPI, err := apiHandler(c, url, cfg.Log, registry, all.ready)
+			handler, closeAPI, err := apiHandler(c, url, cfg.Log, registry, all)
 			if err != nil {
 				all.close()
 				return err
@@ -110,7 +110,7 @@ func serveCommand() *cli.Command {
 }
 
 // apiHandler opens a pool of its own for the API: its commits are on disk when it answers.
-func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *prometheus.Registry, ready func() error) (handler http.Handler, closeAll func(), err error) {
+func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *prometheus.Registry, all workers) (handler http.Handler, closeAll func(), err error) {
 	cfg := httpapi.DefaultConfig()
 	if cfg.Keyring, err = keyring(c); err != nil {
 		return nil, nil, err
@@ -133,7 +133,7 @@ func apiHandler(c *cli.Context, url string, log *slog.Logger, registry *promethe
 		return nil, nil, usagef("--api-rate-limit must be 0 to 1000000 requests a second")
 	}
 	cfg.Version, cfg.Logger = version(), log
-	cfg.Metrics, cfg.Ready = metricsHandler(registry), ready
+	cfg.Metrics, cfg.Healthy, cfg.Ready = metricsHandler(registry), all.healthy, all.ready
 	cfg.Pool, err = db.Open(c.Context, url, db.Role{Name: "mailhook api", StatementTimeout: 30 * time.Second, MaxConns: apiConnections})
 	if err != nil {
 		return nil, nil, err

@@ -77,6 +77,15 @@ func (all workers) ready() error {
 	return errors.Join(errs...)
 }
 
+// healthy is nil while all of them are, or says which are not.
+func (all workers) healthy() error {
+	var errs []error
+	for _, w := range all {
+		errs = append(errs, w.named(w.Healthy()))
+	}
+	return errors.Join(errs...)
+}
+
 // run works on one database until ctx ends.
 func (w databaseWorker) run(ctx context.Context) error { return w.named(w.Run(ctx)) }
 

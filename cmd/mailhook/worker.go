@@ -166,17 +166,18 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// workerHandler answers for the workers' health: healthz that the process lives, readyz that all loops make progress.
+// workerHandler answers for the workers' health: healthz that their loops come round, readyz that they make progress.
 func workerHandler(all workers, registry *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprintln(out, "ok") })
-	mux.HandleFunc("GET /readyz", func(out http.ResponseWriter, _ *http.Request) {
-		if err := all.ready(); err != nil {
-			http.Error(out, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(out, "ok")
-	})
+	for path, ask := range map[string]func() error{"/healthz": all.healthy, "/readyz": all.ready} {
+		mux.HandleFunc("GET "+path, func(out http.ResponseWriter, _ *http.Request) {
+			if err := ask(); err != nil {
+				http.Error(out, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(out, "ok")
+		})
+	}
 	mux.Handle("GET /metrics", metricsHandler(registry))
 	return mux
 }
