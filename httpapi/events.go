@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
+	"mailhook/db/format"
 )
 
 const (
@@ -203,11 +204,10 @@ func (s *server) findEvent(ctx context.Context, who caller, id db.EventID) (Even
 		found.Event = Event{
 			ID: id.String(), AccountID: waiting.AccountID, Type: waiting.EventType, Timestamp: Timestamp(waiting.OccurredAt),
 			InsertedAt: Timestamp(id.InsertedAt), State: "undispatched",
-			Data: mergeData([]column{
-				{"recipient", waiting.Recipient}, {"message_id", waiting.MessageID}, {"campaign_id", waiting.CampaignID},
-				{"sending_domain", waiting.SendingDomain}, {"sending_node", waiting.SendingNode}, {"bridge", waiting.Bridge},
-				{"dedicated_ip", waiting.DedicatedIP},
-			}, waiting.Data),
+			Data: dataOf(format.Event{
+				Type: waiting.EventType, Recipient: waiting.Recipient, MessageID: waiting.MessageID, CampaignID: waiting.CampaignID,
+				SendingDomain: waiting.SendingDomain, SendingNode: waiting.SendingNode, Bridge: waiting.Bridge, DedicatedIP: waiting.DedicatedIP, Data: waiting.Data,
+			}),
 		}
 		return found, nil
 	}
@@ -234,11 +234,10 @@ func (s *server) findQuarantined(ctx context.Context, who caller, id db.EventID)
 	found.Event = Event{
 		ID: id.String(), AccountID: row.AccountID, Type: row.EventType, Timestamp: Timestamp(row.OccurredAt),
 		InsertedAt: Timestamp(id.InsertedAt), State: "quarantined",
-		Data: mergeData([]column{
-			{"recipient", row.Recipient}, {"message_id", row.MessageID}, {"campaign_id", row.CampaignID},
-			{"sending_domain", row.SendingDomain}, {"sending_node", row.SendingNode}, {"bridge", row.Bridge},
-			{"dedicated_ip", row.DedicatedIP},
-		}, row.Data),
+		Data: dataOf(format.Event{
+			Type: row.EventType, Recipient: row.Recipient, MessageID: row.MessageID, CampaignID: row.CampaignID,
+			SendingDomain: row.SendingDomain, SendingNode: row.SendingNode, Bridge: row.Bridge, DedicatedIP: row.DedicatedIP, Data: row.Data,
+		}),
 	}
 	found.Reason, found.ErrorCode = &row.Reason, &row.ErrorCode
 	return found, nil
@@ -291,11 +290,11 @@ func (s *server) eventOf(row db.Event) Event {
 		InsertedAt:   Timestamp(row.InsertedAt),
 		DispatchedAt: optionalTimestamp(&row.DispatchedAt),
 		State:        "dispatched",
-		Data: mergeData([]column{
-			{"recipient", valueOf(row.Recipient)}, {"message_id", valueOf(row.MessageID)}, {"campaign_id", valueOf(row.CampaignID)},
-			{"sending_domain", valueOf(row.SendingDomain)}, {"sending_node", valueOf(row.SendingNode)}, {"bridge", valueOf(row.Bridge)},
-			{"dedicated_ip", valueOf(row.DedicatedIP)},
-		}, row.Data),
+		Data: dataOf(format.Event{
+			Type: row.EventType, Recipient: valueOf(row.Recipient), MessageID: valueOf(row.MessageID), CampaignID: valueOf(row.CampaignID),
+			SendingDomain: valueOf(row.SendingDomain), SendingNode: valueOf(row.SendingNode), Bridge: valueOf(row.Bridge),
+			DedicatedIP: valueOf(row.DedicatedIP), Data: row.Data,
+		}),
 	}
 	if row.DuplicateOf != nil {
 		event.State, event.DuplicateOf = "duplicate", row.DuplicateOf

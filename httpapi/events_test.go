@@ -164,6 +164,19 @@ func TestGetUndispatchedEvent(t *testing.T) {
 	}
 }
 
+// The data of an event is what receivers get: a leaf fills its field, and what is absent is left out.
+func TestTheDataOfAnEventIsThatOfTheBody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := dbtest.QueryOne[string](t, b.DB, `
+		INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, data)
+		SELECT now(), nextval('mailhook.outbox_id_seq'), 'acme', 'email.bounced.hard', now(), now(), 'r', '{"recipient":"other","bounce_type":"soft","empty":"","none":null,"n":1.50}'
+		RETURNING mailhook.event_id(inserted_at, id)`)
+	if got := b.must(t, 200, b.acme, "GET", "/v1/events/"+id, nil)["data"]; fmt.Sprint(got) != "map[bounce_type:hard n:1.5 recipient:r]" {
+		t.Error(got)
+	}
+}
+
 func TestQuarantine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

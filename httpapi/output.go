@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"encoding/json"
 	"strings"
 	"time"
@@ -9,6 +8,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
+
+	"mailhook/db/format"
 )
 
 // A Timestamp is a time as the API writes it: RFC 3339, UTC, three decimals, Z.
@@ -43,54 +44,14 @@ func (Object) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
 }
 
-// A column is a column of the outbox that appears in data.
-type column struct{ name, value string }
-
-// mergeData is the data of an event as receivers get it: the columns that have a value, then the keys of data in their
-// order; on a clash the column wins. What is no object adds nothing.
-func mergeData(columns []column, data []byte) Object {
-	var merged bytes.Buffer
-	seen := map[string]bool{}
-	add := func(name string, value []byte) {
-		if seen[name] {
-			return
-		}
-		if len(seen) > 0 {
-			merged.WriteByte(',')
-		}
-		seen[name] = true
-		merged.Write(quote(name))
-		merged.WriteByte(':')
-		merged.Write(value)
+// dataOf is the data of an event as receivers of format standard get it. What is no object adds nothing.
+func dataOf(e format.Event) Object {
+	data, err := format.AppendData(nil, &e)
+	if err != nil {
+		e.Data = []byte("{}")
+		data, _ = format.AppendData(nil, &e) // of an object: never
 	}
-	merged.WriteByte('{')
-	for _, c := range columns {
-		if c.value != "" {
-			add(c.name, quote(c.value))
-		}
-	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	if start, err := decoder.Token(); err == nil && start == json.Delim('{') {
-		for decoder.More() {
-			name, err := decoder.Token()
-			var value json.RawMessage
-			if err != nil || decoder.Decode(&value) != nil {
-				break
-			}
-			key, _ := name.(string)
-			add(key, value)
-		}
-	}
-	merged.WriteByte('}')
-	return merged.Bytes()
-}
-
-func quote(s string) []byte {
-	var quoted bytes.Buffer
-	encoder := json.NewEncoder(&quoted)
-	encoder.SetEscapeHTML(false)
-	encoder.Encode(s) //nolint:errcheck // a string into memory
-	return bytes.TrimRight(quoted.Bytes(), "\n")
+	return data
 }
 
 // excerptText is a stored excerpt as text: receivers send NUL and bad UTF-8.

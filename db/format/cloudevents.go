@@ -31,7 +31,7 @@ func renderCloudEvents(b []byte, e *Event, _ *Target) ([]byte, error) {
 	}
 	o.string("datacontenttype", "application/json")
 	o.name("data")
-	o.b, err = appendData(o.b, e)
+	o.b, err = AppendData(o.b, e)
 	return append(o.b, '}'), err
 }
 

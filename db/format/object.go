@@ -95,7 +95,7 @@ func (o *object) end(e *Event, isWord bool) ([]byte, error) {
 	var err error
 	if !isWord || !strings.HasPrefix(e.Type, "email.") {
 		o.name("data")
-		o.b, err = appendData(o.b, e)
+		o.b, err = AppendData(o.b, e)
 	}
 	return append(o.b, '}'), err
 }

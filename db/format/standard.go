@@ -23,12 +23,12 @@ func renderStandard(b []byte, e *Event, _ *Target) ([]byte, error) {
 	if e.IsTest {
 		b = append(b, `,"test":true`...)
 	}
-	b, err := appendData(append(b, `,"data":`...), e)
+	b, err := AppendData(append(b, `,"data":`...), e)
 	return append(b, '}'), err
 }
 
-// appendData writes the data of format standard.
-func appendData(b []byte, e *Event) ([]byte, error) {
+// AppendData writes the data of an event in format standard. It fails where the event's own data is no JSON object.
+func AppendData(b []byte, e *Event) ([]byte, error) {
 	b = append(b, '{')
 	begun := len(b)
 	comma := func() {
