@@ -33,7 +33,7 @@ const (
 	lateMargin = time.Second
 )
 
-// A claimer is the state of one worker's claim loop. It walks through all that is due until a walk finds nothing that it may
+// A claimer is the state of one worker's claim loop. It walks through all that is due until a walk leaves nothing that it may
 // take; from then on it looks only at what has come due since, and walks again at times: for what was freed or resumed, and
 // for what was written late.
 type claimer struct {
@@ -44,9 +44,11 @@ type claimer struct {
 
 	since *time.Time // by the database's clock; nil: a walk
 	walk  struct {
-		resume uuid.UUID // where it goes on; the zero id is the beginning
-		began  time.Time // by the database's clock
-		found  bool      // something to take, or that there was no room for, or that is being released
+		resume uuid.UUID  // where it goes on; the zero id is the beginning
+		began  time.Time  // by the database's clock
+		before *time.Time // since, when it began
+		taken  int
+		left   bool // something that there was no room for, or that is being released
 		took   time.Duration
 	}
 	walkedAt time.Time
@@ -74,6 +76,7 @@ func (w *Worker) claim(ctx, requests context.Context) {
 	for ctx.Err() == nil {
 		more := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes).more
 		var last claimed
+		began := time.Now()
 		if w.mayLease() {
 			var err error
 			if last, err = lanes.once(ctx); err != nil {
@@ -81,7 +84,10 @@ func (w *Worker) claim(ctx, requests context.Context) {
 				pause(ctx, w.cfg.ClaimInterval)
 			}
 		}
-		if last.deliveries > 0 && last.more {
+		if last.more && (last.deliveries > 0 || !last.limited) {
+			if last.deliveries == 0 { // nothing of a thousand subscriptions: those behind them do not wait for the clock, nor dispatch for them
+				pause(ctx, max(claimPause, 4*time.Since(began)))
+			}
 			continue
 		}
 		if rest = min(2*rest, w.cfg.ClaimInterval); last.deliveries > 0 {
@@ -149,16 +155,18 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 		c.walkAgain()
 	}
 	started := time.Now()
+	isAny := true
 	if c.walk.resume == uuid.Nil {
-		if isAny, err := c.anyDue(ctx); err != nil || !isAny {
-			if err == nil {
-				c.learn(result, time.Since(started))
-			}
-			return result, err
+		isAny, err = c.anyDue(ctx)
+	}
+	if isAny && err == nil {
+		if result, err = c.batch(ctx); err == nil {
+			c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
 		}
 	}
-	if result, err = c.batch(ctx); err == nil {
-		c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
+	if sqlState(err) == "57014" {
+		c.giveUp(time.Since(started))
+	} else if err == nil {
 		c.learn(result, time.Since(started))
 	}
 	return result, err
@@ -175,7 +183,7 @@ func (c *claimer) anyDue(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if c.since == nil {
-		c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
+		c.walk.began, c.walk.taken, c.walk.left, c.walk.took = row.AskedAt, 0, false, 0
 	}
 	if !row.AnyDue {
 		c.crowd(nil)
@@ -195,8 +203,18 @@ func (c *claimer) room() (room, bool) {
 // walkAgain begins a walk, unless one is under way.
 func (c *claimer) walkAgain() {
 	if c.since != nil {
-		c.since, c.walk.resume = nil, uuid.Nil
+		c.since, c.walk.before, c.walk.resume = nil, c.since, uuid.Nil
 	}
+}
+
+// giveUp ends a walk that takes longer than a statement may, as under a snapshot that is held for hours: it goes on as before it, and the
+// next one comes after longShare of its time.
+func (c *claimer) giveUp(took time.Duration) {
+	if c.since != nil || c.walk.before == nil {
+		return
+	}
+	c.since, c.walkedAt, c.walk.resume = c.walk.before, time.Now(), uuid.Nil
+	c.walk.took += took
 }
 
 func (c *claimer) learn(result claimed, took time.Duration) {
@@ -207,8 +225,10 @@ func (c *claimer) learn(result claimed, took time.Duration) {
 		return
 	}
 	c.walk.took += took
-	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited || result.wants || result.releasing
-	if !result.more && !c.walk.found {
+	c.walk.taken += result.deliveries
+	c.walk.left = c.walk.left || result.limited || result.wants || result.releasing
+	// Of one subscription it takes claimOfEach at most; fewer in all are all that there were.
+	if !result.more && !c.walk.left && c.walk.taken < claimOfEach {
 		since := c.walk.began.Add(-lateMargin)
 		c.since, c.walkedAt = &since, time.Now()
 	}
@@ -265,7 +285,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w.start(c.requests, deliveries)
 	result.deliveries, result.more = len(deliveries), c.walk.resume != uuid.Nil
 	if room.claim <= 0 { // for batches alone: the others keep their turn
-		c.walk.resume, result.more = began, false
+		c.walk.resume, c.walk.left, result.more = began, true, false
 	}
 	return result, nil
 }

@@ -132,3 +132,69 @@ func (b *bundle) indexEntries(t *testing.T) int64 {
 	})
 	return read
 }
+
+// A trickle of retries keeps no walk going: one that took all there was is followed by looks at what has come due since. One that
+// may have left something is followed by another.
+func TestAWalkEndsWhereItLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "max_in_flight = 1000")
+	b.waiting(t, id, claimOfEach+20, 1)
+	w := b.idleWorker(t, b.config())
+	lanes := newClaimLanes(w, t.Context())
+	c := lanes.ordinary
+	for _, step := range []struct {
+		taken   int
+		isAWalk bool
+	}{{claimOfEach, true}, {20, false}} {
+		result, err := lanes.once(t.Context())
+		if err != nil || result.deliveries != step.taken || (c.since == nil) != step.isAWalk {
+			t.Fatalf("%d claimed, want %d; since %v: %v", result.deliveries, step.taken, c.since, err)
+		}
+	}
+	b.waiting(t, id, 3, 1)
+	c.since = nil
+	if result, err := lanes.once(t.Context()); err != nil || result.deliveries != 3 || c.since == nil {
+		t.Fatalf("%d claimed, want 3; since %v: %v", result.deliveries, c.since, err)
+	}
+}
+
+// A walk that takes longer than a statement may is given up: claims go on as before it.
+func TestAWalkThatTakesTooLongIsGivenUp(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email")
+	w := b.idleWorker(t, b.config())
+	c := newClaimLanes(w, t.Context()).ordinary
+	if _, err := c.once(t.Context()); err != nil || c.since == nil {
+		t.Fatalf("since %v: %v", c.since, err)
+	}
+	other, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback(t.Context())
+	if _, err := other.Exec(t.Context(), "LOCK TABLE mailhook.deliveries IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	c.walkAgain()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.once(t.Context())
+		ended <- err
+	}()
+	const waits = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'mailhook worker' AND wait_event_type = 'Lock'"
+	dbtest.Eventually(t, "it waits", func() bool { return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT "+waits+")") })
+	b.Exec(t, "SELECT pg_cancel_backend(pid) "+waits) // what its time-out does
+	if err := <-ended; sqlState(err) != "57014" || c.since == nil || c.walk.took == 0 {
+		t.Fatalf("since %v, took %v: %v", c.since, c.walk.took, err)
+	}
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.waiting(t, id, 3, 1)
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = clock_timestamp()")
+	if result, err := c.once(t.Context()); err != nil || result.deliveries != 3 {
+		t.Errorf("%d of what has come due since: %v", result.deliveries, err)
+	}
+}

@@ -53,7 +53,9 @@ func (w *Worker) complain(ctx context.Context, what string, err error) {
 	if err == nil || (ctx.Err() != nil && errors.Is(err, context.Canceled)) {
 		return
 	}
-	w.troubledAt.Store(time.Now().UnixNano())
+	if isOutage(err) { // else the server has answered
+		w.troubledAt.Store(time.Now().UnixNano())
+	}
 	w.metrics.databaseErrors.WithLabelValues(what).Inc()
 	key, now := what, time.Now()
 	if isOutage(err) {

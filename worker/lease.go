@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -228,19 +229,22 @@ func (w *Worker) reconcileLeases(ctx context.Context) {
 
 func (w *Worker) returnForgotten(ctx context.Context, leases *longLook) {
 	id, before := w.identity.get(), w.leases.ids()
-	err := call(ctx, func(ctx context.Context) error {
-		var ids []uuid.UUID
-		err := leases.look(func() (err error) {
+	var ids []uuid.UUID
+	err := leases.look(func() error {
+		return call(ctx, func(ctx context.Context) (err error) {
 			ids, err = w.q.ListLeases(ctx, id)
 			return err
 		})
-		if err != nil {
-			return err
-		}
-		forgotten := w.leases.forgotten(ids, before)
-		if len(forgotten) == 0 {
-			return nil
-		}
+	})
+	if err != nil {
+		w.complain(ctx, "look for forgotten leases", err)
+		return
+	}
+	forgotten := w.leases.forgotten(ids, before)
+	if len(forgotten) == 0 {
+		return
+	}
+	err = call(ctx, func(ctx context.Context) error {
 		n, err := w.q.ReturnLeases(ctx, db.ReturnLeasesParams{WorkerID: id, LeaseIDs: forgotten})
 		if err == nil && n > 0 {
 			w.metrics.leasesReturned.Add(float64(n))
@@ -282,6 +286,10 @@ func (w *Worker) giveBack(ctx context.Context) {
 		err := w.persist(ctx, "give back deliveries", func(ctx context.Context) error {
 			n, err := w.q.ReturnDeliveries(ctx, params)
 			w.metrics.leasesReturned.Add(float64(n))
+			if n > 0 && slices.Contains(params.DelaysMS, 0) { // they have been due for a while
+				w.freed.Store(true)
+				signal(w.due)
+			}
 			return err
 		})
 		w.complain(ctx, "give back deliveries", err) // reconcileLeases will

@@ -358,7 +358,7 @@ func TestReplayRateIsOfAllWorkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range []db.ListRunningReplaysRow{one[0], two[0]} {
-		if err := w.advance(t.Context(), r); err != nil {
+		if err := w.advance(t.Context(), r, replayScan); err != nil {
 			t.Fatal(err)
 		}
 	}

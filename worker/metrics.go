@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -69,9 +70,10 @@ func newMetrics(registry prometheus.Registerer, q *db.Queries, l *leases, keep R
 		func() float64 { return float64(l.held()) }))
 	m.erasedRows = add(m, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mailhook", Name: "erased_rows_total",
 		Help: "Rows that erasures by this worker removed, wiped or, in a dry run, counted, by table."}, []string{"table"}))
-	add(m, &stateCollector{q})
-	add(m, &erasureCollector{q})
-	add(m, &partitionCollector{q, keep})
+	one := &scraped{Queries: q}
+	add(m, &stateCollector{one})
+	add(m, &erasureCollector{one})
+	add(m, &partitionCollector{one, keep})
 	return m
 }
 
@@ -130,8 +132,15 @@ func (m *metrics) erased(n Erased) {
 	}
 }
 
+// scraped is what collectors ask with, one after the other: what they count may take a while, and claims and order need the pool's other
+// session.
+type scraped struct {
+	sync.Mutex
+	*db.Queries
+}
+
 // erasureCollector asks the database at each scrape which erasures have not ended.
-type erasureCollector struct{ q *db.Queries }
+type erasureCollector struct{ q *scraped }
 
 func erasureDescs() (running, oldest *prometheus.Desc) {
 	return prometheus.NewDesc("mailhook_running_erasures", "Erasures that run or wait for their turn.", nil, nil),
@@ -145,6 +154,8 @@ func (c *erasureCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *erasureCollector) Collect(out chan<- prometheus.Metric) {
+	c.q.Lock()
+	defer c.q.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	running, oldest := erasureDescs()
@@ -158,7 +169,7 @@ func (c *erasureCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 // stateCollector asks the database at each scrape what the whole installation looks like: every worker answers the same.
-type stateCollector struct{ q *db.Queries }
+type stateCollector struct{ q *scraped }
 
 func stateDescs() map[string]*prometheus.Desc {
 	descs := map[string]*prometheus.Desc{}
@@ -187,6 +198,8 @@ func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
+	c.q.Lock()
+	defer c.q.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	descs := stateDescs()
@@ -211,7 +224,7 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 // partitionCollector asks the database at each scrape how the partitions stand: every worker answers the same, and no
 // answer is old because retention does not run.
 type partitionCollector struct {
-	q    *db.Queries
+	q    *scraped
 	keep Retention
 }
 
@@ -232,6 +245,8 @@ func (c *partitionCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *partitionCollector) Collect(out chan<- prometheus.Metric) {
+	c.q.Lock()
+	defer c.q.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	aheadDesc, overdueDesc, defaultDesc := partitionDescs()

@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
@@ -12,42 +14,47 @@ import (
 // replayInterval is how often running replays release what their rate allows.
 const replayInterval = 250 * time.Millisecond
 
-// replayScan bounds the events that one step of a replay reads.
+// replayScan bounds the events that one step of a replay reads: fewer, for a replay whose steps have taken too long.
 const replayScan = 5000
 
 // replay releases the deliveries of running replays at their rates. Each step locks its replay's row, so that several
-// workers do not add up.
+// workers do not add up. One that fails holds up no other.
 func (w *Worker) replay(ctx context.Context) {
+	scans := map[uuid.UUID]int32{}
 	every(ctx, replayInterval, func(ctx context.Context) {
 		if !w.state.sending() {
 			return
 		}
-		err := call(ctx, func(ctx context.Context) error {
-			running, err := w.q.ListRunningReplays(ctx)
-			if err != nil {
-				return err
-			}
-			for _, r := range running {
-				if err := w.advance(ctx, r); err != nil {
-					return err
-				}
-			}
-			return nil
+		var running []db.ListRunningReplaysRow
+		err := call(ctx, func(ctx context.Context) (err error) {
+			running, err = w.q.ListRunningReplays(ctx)
+			return err
 		})
-		w.complain(ctx, "replay", err)
+		w.complain(ctx, "list replays", err)
+		for _, r := range running {
+			scan := cmp.Or(scans[r.ID], replayScan)
+			err := call(ctx, func(ctx context.Context) error { return w.advance(ctx, r, scan) })
+			if sqlState(err) == "57014" {
+				scans[r.ID] = max(1, scan/4)
+			}
+			w.complain(ctx, "replay", err)
+		}
+		if len(running) == 0 {
+			clear(scans)
+		}
 	})
 }
 
 // advance does a step of a replay, with the partitions locked: a step that met rows on their way into a new partition would
 // see them in neither place, and go on past them (see LockPartitions).
-func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow) error {
+func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow, scan int32) error {
 	var row db.AdvanceReplayRow
 	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) (err error) {
 		q := db.New(tx)
 		if err := q.LockPartitions(ctx); err != nil {
 			return err
 		}
-		row, err = q.AdvanceReplay(ctx, db.AdvanceReplayParams{ID: r.ID, MaxScanned: replayScan})
+		row, err = q.AdvanceReplay(ctx, db.AdvanceReplayParams{ID: r.ID, MaxScanned: scan})
 		return err
 	})
 	if row.Inserted > 0 && err == nil {

@@ -32,7 +32,7 @@ func TestReplayingBesideANewPartition(t *testing.T) {
 		t.Fatal(err)
 	}
 	stepped := make(chan error, 1)
-	go func() { stepped <- w.advance(t.Context(), replay) }()
+	go func() { stepped <- w.advance(t.Context(), replay, replayScan) }()
 	dbtest.Eventually(t, "it waits", func() bool {
 		return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'mailhook.events_default'::regclass AND NOT granted)")
 	})
@@ -42,7 +42,7 @@ func TestReplayingBesideANewPartition(t *testing.T) {
 	err = <-stepped
 	if sqlState(err) == "57014" { // query_canceled: its statement timeout
 		t.Log("it has waited too long, and tries again: this shows nothing")
-		err = w.advance(t.Context(), replay)
+		err = w.advance(t.Context(), replay, replayScan)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestACancelledReplayStops(t *testing.T) {
 	w := b.idleWorker(t, b.config())
 	step := func() {
 		b.Exec(t, "UPDATE mailhook.replays SET advanced_at = now() - interval '1 second'")
-		if err := w.advance(t.Context(), db.ListRunningReplaysRow{ID: replay.ID}); err != nil {
+		if err := w.advance(t.Context(), db.ListRunningReplaysRow{ID: replay.ID}, replayScan); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -167,4 +167,19 @@ func TestAReplayOfExhaustedComesPastWhatDoesNotMatch(t *testing.T) {
 	if n := b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE event_id = 20"); n != 1 {
 		t.Errorf("%d deliveries of the one that matches", n)
 	}
+}
+
+// A replay whose step fails holds up no other.
+func TestAReplayThatFailsHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email")
+	b.deadLetters(t, id, 1)
+	for _, rate := range []string{"NaN", "100"} {
+		b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+			VALUES ($1, 'default', now() - interval '1 hour', now(), 'exhausted', $2::float8, 1)`, id, rate)
+	}
+	w, _ := b.run(t, b.config())
+	b.waitFor(t, 1)
+	dbtest.Eventually(t, "the other has failed", func() bool { return value(w.metrics.databaseErrors.WithLabelValues("replay")) > 0 })
 }

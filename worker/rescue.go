@@ -121,19 +121,19 @@ func (w *Worker) rescue(ctx context.Context) {
 
 func (w *Worker) watch(ctx context.Context, others *watch) error {
 	seen := others.seen
+	if others.holders.isDue(w) {
+		err := others.holders.look(func() error {
+			return call(ctx, func(ctx context.Context) (err error) {
+				others.orphans, err = w.q.ListLeaseHolders(ctx)
+				return err
+			})
+		})
+		w.complain(ctx, "look for orphans", err) // the heartbeats tell without it who is dead
+	}
 	return call(ctx, func(ctx context.Context) error {
 		rows, err := w.q.ListHeartbeats(ctx)
 		if err != nil {
 			return err
-		}
-		if others.holders.isDue(w) {
-			err := others.holders.look(func() (err error) {
-				others.orphans, err = w.q.ListLeaseHolders(ctx)
-				return err
-			})
-			if err != nil {
-				return err
-			}
 		}
 		for _, id := range others.orphans {
 			rows = append(rows, db.ListHeartbeatsRow{ID: id, Heartbeat: -1})
@@ -170,6 +170,8 @@ func (w *Worker) takeFrom(ctx context.Context, row db.ListHeartbeatsRow) error {
 		n, err := w.q.FreeOrphans(ctx, []uuid.UUID{row.ID})
 		if n > 0 {
 			w.cfg.Log.Warn("freed deliveries of a worker that is gone", "worker_id", row.ID, "deliveries", n)
+			w.freed.Store(true)
+			signal(w.due)
 		}
 		return err
 	}

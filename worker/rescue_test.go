@@ -182,3 +182,27 @@ func TestALongLookIsRare(t *testing.T) {
 		t.Error("it is not due after a call that failed")
 	}
 }
+
+// A look for orphans that fails blinds nobody: who is dead is told by heartbeats.
+func TestAWatchGoesOnWithoutALook(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.idleWorker(t, b.config())
+	other := uuid.New()
+	b.Exec(t, "INSERT INTO mailhook.workers (id, hostname, pid, version, key_ids) VALUES ($1, 'h', 1, 'v', '{}')", other)
+	tx, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), "LOCK TABLE mailhook.deliveries IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	others := watch{seen: map[uuid.UUID]sighting{}}
+	if err := w.watch(t.Context(), &others); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := others.seen[other]; !ok || value(w.metrics.databaseErrors.WithLabelValues("look for orphans")) != 1 {
+		t.Errorf("seen: %v", others.seen)
+	}
+}

@@ -136,7 +136,11 @@ func (c *subscriptionCache) read(ctx context.Context, ids map[uuid.UUID]bool) er
 		}
 		for _, row := range rows {
 			// A slower read must not undo a newer one.
-			if before := c.young[row.ID]; before == nil || before.version <= row.Version {
+			before := c.young[row.ID]
+			if before == nil {
+				before = c.old[row.ID]
+			}
+			if before == nil || before.version <= row.Version {
 				c.young[row.ID] = c.open(row, before)
 			}
 			delete(ids, row.ID)

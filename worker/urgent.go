@@ -146,7 +146,9 @@ func (l *urgentLane) take(ctx context.Context, ids []int64, room room) error {
 		l.seen = append(l.seen, seenID{id, now})
 	}
 	l.d.w.early.add(gone)
-	l.d.w.calm.urgentAt.Store(now.UnixNano())
+	if len(gone) > 0 { // not for what another worker has taken
+		l.d.w.calm.urgentAt.Store(now.UnixNano())
+	}
 	l.d.w.metrics.eventsUrgent.Add(float64(len(gone)))
 	return nil
 }

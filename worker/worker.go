@@ -79,7 +79,7 @@ type Worker struct {
 	deaf   atomic.Bool
 	quiet  quiet
 	outage outage
-	// troubledAt is when a call to the database failed last, in ns since 1970.
+	// troubledAt is when a call to the database had no answer last, in ns since 1970.
 	troubledAt atomic.Int64
 }
 
@@ -332,7 +332,7 @@ type longLook struct {
 
 const longShare = 20
 
-// isDue: at every turn while a call that failed a while ago may still go on in the database, for then there may be something to find, and
+// isDue: at every turn while a call without an answer may still go on in the database, for then there may be something to find, and
 // how long a question took says little.
 func (l *longLook) isDue(w *Worker) bool {
 	return time.Since(l.at) >= longShare*l.took || time.Since(time.Unix(0, w.troubledAt.Load())) < 2*callTimeout

@@ -83,7 +83,7 @@ func TestHealthIsOfTheProcess(t *testing.T) {
 	}
 	b.Exec(t, "ALTER TABLE mailhook.workers RENAME TO gone")
 	defer b.Exec(t, "ALTER TABLE mailhook.gone RENAME TO workers")
-	dbtest.Eventually(t, "calls fail", func() bool { return w.troubledAt.Load() > 0 })
+	dbtest.Eventually(t, "calls fail", func() bool { return value(w.metrics.databaseErrors.WithLabelValues("ask for changes")) > 0 })
 	pulse, beat := turns()
 	dbtest.Eventually(t, "both loops come round nevertheless", func() bool {
 		nextPulse, nextBeat := turns()
