@@ -175,10 +175,12 @@ func TestAReplayThatFailsHoldsUpNoOther(t *testing.T) {
 	b := setup(t)
 	id := b.subscribe(t, "/", "email")
 	b.deadLetters(t, id, 1)
-	for _, rate := range []string{"NaN", "100"} {
-		b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
-			VALUES ($1, 'default', now() - interval '1 hour', now(), 'exhausted', $2::float8, 1)`, id, rate)
-	}
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+		SELECT $1, 'default', now() - interval '1 hour', now(), 'exhausted', 100, 1 FROM generate_series(1, 2)`, id)
+	b.Exec(t, `
+		CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not by this replay'; END $$;
+		DO $$ BEGIN EXECUTE format('CREATE TRIGGER refuse BEFORE INSERT ON mailhook.deliveries FOR EACH ROW WHEN (NEW.replay_id = %L) EXECUTE FUNCTION public.refuse()',
+			(SELECT min(id::text) FROM mailhook.replays)); END $$`)
 	w, _ := b.run(t, b.config())
 	b.waitFor(t, 1)
 	dbtest.Eventually(t, "the other has failed", func() bool { return value(w.metrics.databaseErrors.WithLabelValues("replay")) > 0 })
