@@ -224,6 +224,8 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Code: code, Message: "send application/json, or application/merge-patch+json for PATCH"}
 	case strings.HasPrefix(field, "filters.") && fieldCode(detail.Message) == "unknown_field":
 		return FieldError{Field: field, Code: "unknown_field", Message: "is no filter: use one of " + strings.Join(filterNames(), ", ") + "; data takes any other field of an event's data"}
+	case strings.HasPrefix(detail.Message, "json: cannot unmarshal number"):
+		return FieldError{Field: field, Code: "wrong_type", Message: "a number must be whole, and written without point and exponent"}
 	case strings.HasPrefix(detail.Message, "json: "):
 		return FieldError{Field: field, Code: "wrong_type", Message: "a value is of the wrong type or out of range"}
 	}
@@ -231,6 +233,14 @@ func fieldErrorOf(code string, detail *huma.ErrorDetail) FieldError {
 		return FieldError{Field: strings.TrimPrefix(field+"."+name, "."), Code: "required", Message: "is required"}
 	}
 	message := detail.Message
+	switch {
+	case strings.HasPrefix(message, "invalid date/time"):
+		message = "must be a time of RFC 3339, such as 2024-01-15T10:30:00Z; in a URL a + is written %2B"
+	case strings.HasPrefix(message, "expected value to match exactly one schema") && strings.HasPrefix(field, "retry_schedule"):
+		message = `must be the name of a preset, or a list of delays as texts, such as ["30s", "5m"]`
+	case strings.HasPrefix(message, "expected value to match exactly one schema"):
+		message = "must be a text, a number, true or false"
+	}
 	if values, ok := strings.CutPrefix(message, "expected value to be one of "); ok {
 		message = "must be one of " + strings.Trim(values, `"`)
 	}

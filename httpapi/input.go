@@ -3,8 +3,10 @@ package httpapi
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -29,7 +31,20 @@ func (o *optional[T]) UnmarshalJSON(text []byte) error {
 		o.null = true
 		return nil
 	}
-	return json.Unmarshal(text, &o.value)
+	err := json.Unmarshal(text, &o.value)
+	if whole, ok := wholeNumber(text); err != nil && ok {
+		return json.Unmarshal(whole, &o.value)
+	}
+	return err
+}
+
+// wholeNumber writes 32.0 or 3.2e1 as 32: JSON Schema takes each of them for an integer, and encoding/json does not.
+func wholeNumber(text []byte) ([]byte, bool) {
+	f, err := strconv.ParseFloat(string(text), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return nil, false
+	}
+	return strconv.AppendInt(nil, int64(f), 10), true
 }
 
 // Schema is that of the value, or null.

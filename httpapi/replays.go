@@ -174,8 +174,11 @@ func (s *server) replayParams(ctx context.Context, in *createReplayRequest, row 
 	if params.Until, err = s.queries.GetReplayEnd(ctx, until); err != nil {
 		return params, fmt.Errorf("read the time: %w", err)
 	}
-	if until != nil && !until.After(params.Since) {
+	switch {
+	case until != nil && !until.After(params.Since):
 		found = append(found, FieldError{"until", "out_of_range", "must be after since"})
+	case !params.Until.After(params.Since): // now
+		found = append(found, FieldError{"since", "out_of_range", "is in the future: there is nothing to replay"})
 	}
 	return params, invalid(found...)
 }

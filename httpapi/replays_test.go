@@ -44,6 +44,16 @@ func TestReplayOfOneEvent(t *testing.T) {
 	b.mustFail(t, 409, "", "inactive", b.acme, "POST", path, object{"event_id": sent})
 }
 
+// What cannot have happened yet is refused, and not replayed as nothing.
+func TestAReplayOfTheFutureIsRefused(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path := "/v1/subscriptions/" + b.create(t, b.acme, nil) + "/replay"
+	b.mustFail(t, 422, "since", "out_of_range", b.acme, "POST", path, object{"since": "2999-01-01T00:00:00Z"})
+	b.mustFail(t, 422, "since", "out_of_range", b.acme, "POST", path, object{"since": "2999-01-01T00:00:00Z", "until": "2999-02-01T00:00:00Z"})
+	b.mustFail(t, 422, "until", "out_of_range", b.acme, "POST", path, object{"since": "2024-01-02T00:00:00Z", "until": "2024-01-01T00:00:00Z"})
+}
+
 // A new subscription with the events of before it: the replay is there with the subscription, or neither is.
 func TestBackfill(t *testing.T) {
 	t.Parallel()

@@ -203,6 +203,15 @@ func TestInvalidInputStoresNothing(t *testing.T) {
 	} {
 		b.mustFail(t, 422, c.field, c.code, b.acme, "POST", "/v1/subscriptions", subscription(c.body))
 	}
+	// The mend is told.
+	for body, mend := range map[string]string{
+		`{"retry_schedule": [5], `: `such as ["30s", "5m"]`, `{"retry_schedule": 5, `: "the name of a preset", `{"filters": {"tag": [null]}, `: "must be a text, a number, true or false",
+	} {
+		r := b.send(t, b.acme, "POST", "/v1/subscriptions", body+`"event_types": ["*"], "channel": {"url": "https://example.com"}}`)
+		if r.status != 422 || !strings.Contains(strings.ReplaceAll(r.text, `\"`, `"`), mend) {
+			t.Errorf("%s: %d %s", body, r.status, r.text)
+		}
+	}
 	b.mustFail(t, 422, "account_id", "required", b.admin, "POST", "/v1/subscriptions", subscription(nil))
 	b.mustFail(t, 422, "event_types", "required", b.acme, "POST", "/v1/subscriptions", object{"channel": object{"url": "https://example.com"}})
 	b.mustFail(t, 422, "channel", "required", b.acme, "POST", "/v1/subscriptions", object{"event_types": []string{"*"}})
@@ -521,4 +530,19 @@ func TestListSubscriptions(t *testing.T) {
 	b.mustFail(t, 422, "limit", "out_of_range", b.acme, "GET", "/v1/subscriptions?limit=0", nil)
 	b.mustFail(t, 422, "nope", "unknown_field", b.acme, "GET", "/v1/subscriptions?nope=1", nil)
 	b.mustFail(t, 404, "", "not_found", b.acme, "GET", "/v1/subscriptions?account_id=evil", nil)
+}
+
+// A whole number is one however it is written, as JSON Schema has it.
+func TestWholeNumbers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path := "/v1/subscriptions/" + b.create(t, b.acme, nil)
+	for _, text := range []string{"40", "40.0", "4e1", "4.0E+1"} {
+		if got := b.must(t, 200, b.acme, "PATCH", path, `{"max_in_flight": `+text+`}`)["max_in_flight"]; got != 40.0 {
+			t.Errorf("%s became %v", text, got)
+		}
+		b.must(t, 200, b.acme, "PATCH", path, object{"max_in_flight": nil})
+	}
+	b.mustFail(t, 422, "max_in_flight", "wrong_type", b.acme, "PATCH", path, `{"max_in_flight": 4.5}`)
+	b.mustFail(t, 422, "max_in_flight", "out_of_range", b.acme, "PATCH", path, `{"max_in_flight": 4e300}`)
 }
