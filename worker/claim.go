@@ -33,7 +33,7 @@ const (
 	lateMargin = time.Second
 )
 
-// A claimer is the state of one worker's claim loop. It walks through all that is due until a walk leaves nothing that it may
+// A claimer is the state of one worker's claim loop. It walks through all that is due until a walk finds nothing that it may
 // take; from then on it looks only at what has come due since, and walks again at times: for what was freed or resumed, and
 // for what was written late.
 type claimer struct {
@@ -47,8 +47,7 @@ type claimer struct {
 		resume uuid.UUID  // where it goes on; the zero id is the beginning
 		began  time.Time  // by the database's clock
 		before *time.Time // since, when it began
-		taken  int
-		left   bool // something that there was no room for, or that is being released
+		found  bool       // something to take, or that there was no room for, or that is being released
 		took   time.Duration
 	}
 	walkedAt time.Time
@@ -183,7 +182,7 @@ func (c *claimer) anyDue(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if c.since == nil {
-		c.walk.began, c.walk.taken, c.walk.left, c.walk.took = row.AskedAt, 0, false, 0
+		c.walk.began, c.walk.found, c.walk.took = row.AskedAt, false, 0
 	}
 	if !row.AnyDue {
 		c.crowd(nil)
@@ -225,10 +224,8 @@ func (c *claimer) learn(result claimed, took time.Duration) {
 		return
 	}
 	c.walk.took += took
-	c.walk.taken += result.deliveries
-	c.walk.left = c.walk.left || result.limited || result.wants || result.releasing
-	// Of one subscription it takes claimOfEach at most; fewer in all are all that there were.
-	if !result.more && !c.walk.left && c.walk.taken < claimOfEach {
+	c.walk.found = c.walk.found || result.deliveries > 0 || result.limited || result.wants || result.releasing
+	if !result.more && !c.walk.found {
 		since := c.walk.began.Add(-lateMargin)
 		c.since, c.walkedAt = &since, time.Now()
 	}
@@ -285,7 +282,7 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	w.start(c.requests, deliveries)
 	result.deliveries, result.more = len(deliveries), c.walk.resume != uuid.Nil
 	if room.claim <= 0 { // for batches alone: the others keep their turn
-		c.walk.resume, c.walk.left, result.more = began, true, false
+		c.walk.resume, result.more = began, false
 	}
 	return result, nil
 }

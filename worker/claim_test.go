@@ -133,32 +133,6 @@ func (b *bundle) indexEntries(t *testing.T) int64 {
 	return read
 }
 
-// A trickle of retries keeps no walk going: one that took all there was is followed by looks at what has come due since. One that
-// may have left something is followed by another.
-func TestAWalkEndsWhereItLeavesNothing(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	id := b.subscribe(t, "/", "email", "max_in_flight = 1000")
-	b.waiting(t, id, claimOfEach+20, 1)
-	w := b.idleWorker(t, b.config())
-	lanes := newClaimLanes(w, t.Context())
-	c := lanes.ordinary
-	for _, step := range []struct {
-		taken   int
-		isAWalk bool
-	}{{claimOfEach, true}, {20, false}} {
-		result, err := lanes.once(t.Context())
-		if err != nil || result.deliveries != step.taken || (c.since == nil) != step.isAWalk {
-			t.Fatalf("%d claimed, want %d; since %v: %v", result.deliveries, step.taken, c.since, err)
-		}
-	}
-	b.waiting(t, id, 3, 1)
-	c.since = nil
-	if result, err := lanes.once(t.Context()); err != nil || result.deliveries != 3 || c.since == nil {
-		t.Fatalf("%d claimed, want 3; since %v: %v", result.deliveries, c.since, err)
-	}
-}
-
 // A walk that takes longer than a statement may is given up: claims go on as before it.
 func TestAWalkThatTakesTooLongIsGivenUp(t *testing.T) {
 	t.Parallel()

@@ -129,8 +129,10 @@ open AS MATERIALIZED (
 -- The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 gated AS MATERIALIZED (
   SELECT o.subscription_id, o.step, o.timeout, l.opened_at, l.rate,
-    -- A second's worth at most, or one where that takes longer.
-    floor(l.rate * least(greatest(1, 1 / l.rate), extract(epoch FROM statement_timestamp() - l.released_at)))::int AS released
+    -- A second's worth at most, or one where that takes longer. Of a rate limit no more than half of this worker's share may be under way:
+    -- what is new would wait behind it, and the rest is for the other workers.
+    least(floor(l.rate * least(greatest(1, 1 / l.rate), extract(epoch FROM statement_timestamp() - l.released_at))),
+      CASE WHEN o.rate_limit_per_second IS NOT NULL THEN greatest(1, (o.width + 1) / 2 - o.ordinary) END)::int AS released
   FROM open AS o
   CROSS JOIN LATERAL (
     SELECT y.opened_at, y.released_at, least((SELECT i.release_rate FROM mailhook.installation AS i), o.rate_limit_per_second * coalesce(o.batch_max_events, 1) / 2) AS rate
