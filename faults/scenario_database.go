@@ -34,8 +34,10 @@ func terminate() scenario {
 	}
 }
 
+const endOurs = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mailhook%') AS ended"
+
 func (f *field) terminateOurs(ctx context.Context) (int, error) {
-	n, err := f.count(ctx, "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mailhook%') AS ended")
+	n, err := f.count(ctx, endOurs)
 	return int(n), err
 }
 
@@ -111,7 +113,11 @@ func (f *field) eatConnections(ctx context.Context, d time.Duration) (int, error
 			eaten = append(eaten, c)
 		case errors.As(err, &refused) && refused.Code == "53300":
 			if !terminated {
-				if _, err := f.terminateOurs(ctx); err != nil {
+				// On one of those eaten: for another there is no room.
+				if len(eaten) == 0 {
+					return 0, err
+				}
+				if _, err := eaten[0].Exec(ctx, endOurs); err != nil {
 					return len(eaten), err
 				}
 				terminated = true
