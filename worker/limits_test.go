@@ -449,3 +449,27 @@ func TestTheRateHoldsWhileAWorkerJoins(t *testing.T) {
 		}
 	}
 }
+
+// A limiter that outlives a full cache is divided among the workers once.
+func TestALimiterOutlivesAFullCache(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "rate_limit_per_second = 60")
+	c := b.idleWorker(t, b.config()).cache
+	read := func() *subscription {
+		t.Helper()
+		if err := c.read(t.Context(), map[uuid.UUID]bool{id: true}); err != nil {
+			t.Fatal(err)
+		}
+		return c.get(id)
+	}
+	before := read().pace
+	c.young, c.old = map[uuid.UUID]*subscription{}, c.young
+	if after := read().pace; after != before {
+		t.Error("it has forgotten what was spent")
+	}
+	c.share(3)
+	if got := c.get(id).pace.limiter.Limit(); got != 20 {
+		t.Errorf("each of three workers has %v of 60 a second", got)
+	}
+}

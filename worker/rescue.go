@@ -123,8 +123,11 @@ func (w *Worker) watch(ctx context.Context, others *watch) error {
 	seen := others.seen
 	if others.holders.isDue(w) {
 		err := others.holders.look(func() error {
-			return call(ctx, func(ctx context.Context) (err error) {
-				others.orphans, err = w.q.ListLeaseHolders(ctx)
+			return call(ctx, func(ctx context.Context) error {
+				orphans, err := w.q.ListLeaseHolders(ctx)
+				if err == nil {
+					others.orphans = orphans
+				}
 				return err
 			})
 		})

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -136,12 +137,10 @@ func (c *subscriptionCache) read(ctx context.Context, ids map[uuid.UUID]bool) er
 		}
 		for _, row := range rows {
 			// A slower read must not undo a newer one.
-			before := c.young[row.ID]
-			if before == nil {
-				before = c.old[row.ID]
-			}
+			before := cmp.Or(c.young[row.ID], c.old[row.ID])
 			if before == nil || before.version <= row.Version {
 				c.young[row.ID] = c.open(row, before)
+				delete(c.old, row.ID) // the pace that it had goes on in the new one, and share must find it once
 			}
 			delete(ids, row.ID)
 		}

@@ -68,20 +68,14 @@ func (all workers) close() {
 	}
 }
 
-// ready is nil while all of them are, or says which are not.
-func (all workers) ready() error {
-	var errs []error
-	for _, w := range all {
-		errs = append(errs, w.named(w.Ready()))
-	}
-	return errors.Join(errs...)
-}
+func (all workers) ready() error   { return all.ask((*worker.Worker).Ready) }
+func (all workers) healthy() error { return all.ask((*worker.Worker).Healthy) }
 
-// healthy is nil while all of them are, or says which are not.
-func (all workers) healthy() error {
+// ask is nil where each of them answers so, or says which do not.
+func (all workers) ask(question func(*worker.Worker) error) error {
 	var errs []error
 	for _, w := range all {
-		errs = append(errs, w.named(w.Healthy()))
+		errs = append(errs, w.named(question(w.Worker)))
 	}
 	return errors.Join(errs...)
 }
