@@ -33,7 +33,7 @@ func (q *Queries) AwaitUrgent(ctx context.Context, arg AwaitUrgentParams) ([]int
 
 const dispatch = `-- name: Dispatch :many
 WITH late AS MATERIALIZED (
-  SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
+  SELECT (o).ctid AS place, o.id, coalesce(octet_length(o.data::text), 0) AS bytes
   FROM mailhook.outbox AS o
   WHERE o.id = ANY ($1::bigint[])
   ORDER BY o.id
@@ -41,7 +41,7 @@ WITH late AS MATERIALIZED (
   FOR UPDATE SKIP LOCKED
 ),
 found AS MATERIALIZED (
-  SELECT o.id, coalesce(octet_length(o.data::text), 0) AS bytes
+  SELECT (o).ctid AS place, o.id, coalesce(octet_length(o.data::text), 0) AS bytes
   FROM mailhook.outbox AS o
   WHERE o.id > $3::bigint
   ORDER BY o.id
@@ -49,44 +49,45 @@ found AS MATERIALIZED (
   FOR UPDATE SKIP LOCKED
 ),
 picked AS MATERIALIZED (
-  SELECT budgeted.id
+  SELECT budgeted.place
   FROM (
-    SELECT merged.id,
+    SELECT merged.place,
       row_number() OVER (ORDER BY merged.id) AS nth,
       sum(merged.bytes) OVER (ORDER BY merged.id) AS bytes_so_far
-    FROM (SELECT late.id, late.bytes FROM late UNION ALL SELECT found.id, found.bytes FROM found) AS merged
+    FROM (SELECT late.place, late.id, late.bytes FROM late UNION ALL SELECT found.place, found.id, found.bytes FROM found) AS merged
   ) AS budgeted
   WHERE budgeted.nth = 1
     OR (budgeted.nth <= $2::int AND budgeted.bytes_so_far <= $4::bigint)
 ),
 taken AS (
   DELETE FROM mailhook.outbox AS o
-  WHERE o.id = ANY (ARRAY(SELECT picked.id FROM picked))
+  WHERE (o).ctid = ANY (ARRAY(SELECT picked.place FROM picked))
   RETURNING o.id, o.inserted_at, o.account_id, o.event_type, o.occurred_at, o.recipient, o.message_id, o.campaign_id, o.sending_domain, o.sending_node, o.bridge, o.dedicated_ip, o.dedupe_key, o.data
-),
-cleaned AS MATERIALIZED (
-  SELECT t.id,
-    coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
-    coalesce(nullif(t.account_id, ''), 'default') AS account_id,
-    mailhook.leaf_type(t.event_type, t.data) AS event_type,
-    coalesce(t.occurred_at, t.inserted_at, statement_timestamp()) AS occurred_at,
-    nullif(t.recipient, '') AS recipient,
-    nullif(t.message_id, '') AS message_id,
-    nullif(t.campaign_id, '') AS campaign_id,
-    nullif(t.sending_domain, '') AS sending_domain,
-    nullif(t.sending_node, '') AS sending_node,
-    nullif(t.bridge, '') AS bridge,
-    nullif(t.dedicated_ip, '') AS dedicated_ip,
-    CASE WHEN t.dedicated_ip <> '' THEN mailhook.address_of(t.dedicated_ip) END AS dedicated_address,
-    nullif(t.dedupe_key, '') AS dedupe_key,
-    CASE WHEN t.data::text <> 'null' THEN t.data END AS data
-  FROM taken AS t
 ),
 checked AS MATERIALIZED (
   SELECT c.id, c.inserted_at, c.account_id, c.event_type, c.occurred_at, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge, c.dedicated_ip, c.dedicated_address, c.dedupe_key, c.data,
     mailhook.refusal_of(c.event_type, c.account_id, c.recipient, c.message_id, c.campaign_id, c.sending_domain, c.sending_node, c.bridge,
       c.dedupe_key, c.occurred_at, c.dedicated_ip, c.dedicated_address, c.data) AS refused
-  FROM cleaned AS c
+  FROM (
+    -- '' counts as absent.
+    SELECT t.id,
+      coalesce(t.inserted_at, statement_timestamp()) AS inserted_at,
+      coalesce(nullif(t.account_id, ''), 'default') AS account_id,
+      mailhook.leaf_type(t.event_type, t.data) AS event_type,
+      coalesce(t.occurred_at, t.inserted_at, statement_timestamp()) AS occurred_at,
+      nullif(t.recipient, '') AS recipient,
+      nullif(t.message_id, '') AS message_id,
+      nullif(t.campaign_id, '') AS campaign_id,
+      nullif(t.sending_domain, '') AS sending_domain,
+      nullif(t.sending_node, '') AS sending_node,
+      nullif(t.bridge, '') AS bridge,
+      nullif(t.dedicated_ip, '') AS dedicated_ip,
+      CASE WHEN t.dedicated_ip <> '' THEN mailhook.address_of(t.dedicated_ip) END AS dedicated_address,
+      nullif(t.dedupe_key, '') AS dedupe_key,
+      CASE WHEN t.data::text <> 'null' THEN t.data END AS data
+    FROM taken AS t
+    OFFSET 0
+  ) AS c
 ),
 quarantined AS (
   INSERT INTO mailhook.quarantine (inserted_at, id, account_id, event_type, occurred_at, recipient, message_id, campaign_id,
@@ -98,12 +99,15 @@ quarantined AS (
   WHERE c.refused IS NOT NULL
   RETURNING id
 ),
+kinds AS MATERIALIZED (
+  SELECT DISTINCT c.account_id, c.event_type FROM checked AS c WHERE c.refused IS NULL
+),
 types AS MATERIALIZED (
   SELECT d.event_type, ARRAY(
     SELECT node.event_type
     FROM unnest(mailhook.event_type_ancestors(d.event_type)) AS node (event_type)
     WHERE (SELECT t.event_type FROM mailhook.subscription_event_types AS t WHERE t.event_type = node.event_type LIMIT 1) IS NOT NULL) AS nodes
-  FROM (SELECT DISTINCT c.event_type FROM checked AS c WHERE c.refused IS NULL) AS d
+  FROM (SELECT DISTINCT k.event_type FROM kinds AS k) AS d
 ),
 keyed AS (
   INSERT INTO mailhook.dedupe_keys AS k (account_id, dedupe_key, event_inserted_at, event_id)
@@ -141,25 +145,38 @@ logged AS (
   FROM accepted AS a
   WHERE a.refused IS NULL
 ),
-matched AS (
-  SELECT a.inserted_at, a.id AS event_id, a.account_id, a.event_type, s.id AS subscription_id, s.rate_limit_per_second, s.event_types, s.batch_max_events,
-    mailhook.order_key(s.ordering, a.message_id, a.recipient) AS order_key,
+crew AS MATERIALIZED (
+  SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
+),
+elsewhere AS MATERIALIZED (
+  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
+  FROM (
+    SELECT l.subscription_id, count(*) AS n
+    FROM crew
+    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $5::uuid)) AS other (id)
+    CROSS JOIN LATERAL (
+      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
+    ) AS l
+    WHERE $6::boolean
+    GROUP BY l.subscription_id
+  ) AS x
+),
+listening AS MATERIALIZED (
+  SELECT k.account_id, k.event_type, s.id AS subscription_id, s.created_at, s.ordering, s.event_types, s.rate_limit_per_second, s.batch_max_events,
+    s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter, s.id::text AS subscription_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
-      AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = a.account_id), 'active') <> 'suspended'
+      AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = k.account_id), 'active') <> 'suspended'
       AND h.opened_at IS NULL
       AND coalesce(h.wait_until, '-infinity') <= statement_timestamp()
       AS may_start
-  FROM accepted AS a
-  JOIN types ON types.event_type = a.event_type
-  -- Always probed with both: an aggregate is not joined otherwise. Its fields are made once for each event, and only for
-  -- filters that read them.
+  FROM kinds AS k
+  JOIN types ON types.event_type = k.event_type
+  -- Always probed with both: an aggregate is not joined otherwise.
   CROSS JOIN LATERAL (
-    SELECT array_agg(t.subscription_id) AS subscription_ids,
-      CASE WHEN bool_or(t.has_conditions) THEN mailhook.fields_of(a.event_type, a.recipient, a.message_id, a.campaign_id, a.sending_domain,
-        a.sending_node, a.bridge, a.dedicated_ip, a.data) END AS fields
+    SELECT array_agg(t.subscription_id) AS subscription_ids
     FROM mailhook.subscription_event_types AS t
-    WHERE t.event_type = ANY (types.nodes) AND t.account_id = a.account_id
+    WHERE t.event_type = ANY (types.nodes) AND t.account_id = k.account_id
   ) AS named
   CROSS JOIN LATERAL (
     SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
@@ -174,80 +191,95 @@ matched AS (
     WHERE y.subscription_id = s.id
     OFFSET 0
   ) AS h ON true
-  WHERE a.refused IS NULL
-    AND NOT a.is_duplicate
-    AND s.created_at <= a.inserted_at
-    AND mailhook.passes_filters(a.sending_domain, a.sending_node, a.bridge, a.dedicated_address, named.fields,
-      s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter)
-    AND NOT mailhook.is_about(a.event_type, a.data, s.id)
 ),
-queued AS (
-  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.rate_limit_per_second, f.event_types, f.batch_max_events, f.order_key, f.cap, f.may_start, f.is_first, f.order_key IS NULL OR ($5::boolean AND f.is_first AND coalesce(
-      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
-      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
-    ) IS NULL) AS is_free
-  FROM (
-    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
-    FROM matched AS m
-  ) AS f
+measured AS (
+  SELECT l.account_id, l.event_type, l.subscription_id, l.created_at, l.ordering, l.event_types, l.rate_limit_per_second, l.batch_max_events, l.filter_sending_domain, l.filter_sending_node, l.filter_bridge, l.filter_dedicated_ip, l.filter, l.subscription_key, l.cap, l.may_start,
+    least(
+      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid) * coalesce(l.batch_max_events, 1),
+      (l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) * coalesce(l.batch_max_events, 1),
+      CASE WHEN l.rate_limit_per_second IS NOT NULL
+        THEN greatest(1, l.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(l.batch_max_events, 1) END)::int AS width,
+    ($7::jsonb ->> l.subscription_key)::int AS slow_limit,
+    coalesce(($8::jsonb ->> l.subscription_key)::int, 0) AS ordinary,
+    coalesce(($9::jsonb ->> l.subscription_key)::int, 0) AS urgent,
+    -- Others have as many requests under way as deliveries at most.
+    CASE WHEN l.batch_max_events IS NOT NULL THEN greatest(1, least(
+      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid),
+      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int)) END AS requests
+  FROM listening AS l
+  CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
   OFFSET 0
 ),
-ranked AS (
-  SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.rate_limit_per_second, q.event_types, q.batch_max_events, q.order_key, q.cap, q.may_start, q.is_first, q.is_free, q.subscription_id::text AS subscription_key, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth
-  FROM queued AS q
-),
-crew AS MATERIALIZED (
-  SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
-),
-elsewhere AS MATERIALIZED (
-  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
-  FROM (
-    SELECT l.subscription_id, count(*) AS n
-    FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $6::uuid)) AS other (id)
-    CROSS JOIN LATERAL (
-      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
-    ) AS l
-    WHERE $7::boolean
-    GROUP BY l.subscription_id
-  ) AS x
-),
-measured AS MATERIALIZED (
-  SELECT r.inserted_at, r.event_id, r.account_id, r.event_type, r.subscription_id, r.rate_limit_per_second, r.event_types, r.batch_max_events, r.order_key, r.cap, r.may_start, r.is_first, r.is_free, r.subscription_key, r.nth,
-    least(
-      mailhook.in_flight_share(r.cap, r.subscription_id, crew.workers, $6::uuid) * coalesce(r.batch_max_events, 1),
-      (r.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> r.subscription_key)::int) * coalesce(r.batch_max_events, 1),
-      CASE WHEN r.rate_limit_per_second IS NOT NULL
-        THEN greatest(1, r.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(r.batch_max_events, 1) END)::int AS width,
-    ($8::jsonb ->> r.subscription_key)::int AS slow_limit,
-    coalesce(($9::jsonb ->> r.subscription_key)::int, 0) AS ordinary,
-    coalesce(($10::jsonb ->> r.subscription_key)::int, 0) AS urgent
-  FROM ranked AS r
-  CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
-),
 roomy AS MATERIALIZED (
-  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.order_key, m.cap, m.may_start, m.is_first, m.is_free, m.subscription_key, m.nth, m.width, m.slow_limit, m.ordinary, m.urgent,
-    m.may_start AND m.is_free AND m.nth <= CASE WHEN $11::boolean
-      THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
+  SELECT m.account_id, m.event_type, m.subscription_id, m.created_at, m.ordering, m.requests, m.filter_sending_domain, m.filter_sending_node,
+    m.filter_bridge, m.filter_dedicated_ip, m.filter,
+    CASE
+      WHEN NOT m.may_start OR m.width <= 0 THEN NULL
+      WHEN $10::boolean THEN least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types)) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
-    END AS has_room
+    END AS room
   FROM measured AS m
+),
+matched AS MATERIALIZED (
+  SELECT p.inserted_at, p.id AS event_id, p.account_id, p.event_type, p.subscription_id, p.requests, p.room,
+    mailhook.order_key(p.ordering, p.message_id, p.recipient) AS order_key
+  FROM (
+    SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.recipient, e.message_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_address, e.data, e.fields,
+      r.subscription_id, r.created_at, r.ordering, r.requests, r.room, r.filter_sending_domain, r.filter_sending_node, r.filter_bridge,
+      r.filter_dedicated_ip, r.filter
+    FROM (
+      SELECT a.id, a.inserted_at, a.account_id, a.event_type, a.occurred_at, a.recipient, a.message_id, a.campaign_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_ip, a.dedicated_address, a.dedupe_key, a.data, a.refused, a.is_duplicate,
+        CASE WHEN (a.account_id, a.event_type) IN (SELECT x.account_id, x.event_type FROM roomy AS x WHERE x.filter IS NOT NULL)
+          THEN mailhook.fields_of(a.event_type, a.recipient, a.message_id, a.campaign_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_ip, a.data)
+        END AS fields
+      FROM accepted AS a
+      WHERE a.refused IS NULL AND NOT a.is_duplicate
+      OFFSET 0
+    ) AS e
+    FULL JOIN roomy AS r ON r.account_id = e.account_id AND r.event_type = e.event_type
+    OFFSET 0
+  ) AS p
+  WHERE p.created_at <= p.inserted_at
+    AND mailhook.passes_filters(p.sending_domain, p.sending_node, p.bridge, p.dedicated_address, p.fields,
+      p.filter_sending_domain, p.filter_sending_node, p.filter_bridge, p.filter_dedicated_ip, p.filter)
+    AND NOT mailhook.is_about(p.event_type, p.data, p.subscription_id)
+),
+queued AS (
+  SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.requests, m.room, m.order_key, true AS is_free FROM matched AS m WHERE m.order_key IS NULL
+  UNION ALL
+  SELECT f.inserted_at, f.event_id, f.account_id, f.event_type, f.subscription_id, f.requests, f.room, f.order_key,
+    $11::boolean AND f.is_first AND coalesce(
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at < 'infinity' LIMIT 1),
+      (SELECT d.id FROM mailhook.deliveries AS d WHERE d.subscription_id = f.subscription_id AND d.order_key = f.order_key AND d.next_attempt_at = 'infinity' LIMIT 1)
+    ) IS NULL
+  FROM (
+    SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.requests, m.room, m.order_key, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
+    FROM matched AS m
+    WHERE m.order_key IS NOT NULL
+    OFFSET 0
+  ) AS f
+),
+ranked AS MATERIALIZED (
+  SELECT n.inserted_at, n.event_id, n.account_id, n.event_type, n.subscription_id, n.requests, n.room, n.order_key, n.is_free, n.nth, n.is_free AND coalesce(n.nth <= n.room, false) AS has_room
+  FROM (
+    SELECT q.inserted_at, q.event_id, q.account_id, q.event_type, q.subscription_id, q.requests, q.room, q.order_key, q.is_free, count(*) FILTER (WHERE q.is_free) OVER (PARTITION BY q.subscription_id ORDER BY q.event_id) AS nth FROM queued AS q
+  ) AS n
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
   -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
   SELECT ($12::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
-    CASE WHEN f.leased THEN $6::uuid END,
+    CASE WHEN f.leased THEN $5::uuid END,
     CASE WHEN f.leased THEN $13::uuid END,
     f.order_key
   FROM (
-    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.rate_limit_per_second, y.event_types, y.batch_max_events, y.order_key, y.cap, y.may_start, y.is_first, y.is_free, y.subscription_key, y.nth, y.width, y.slow_limit, y.ordinary, y.urgent, y.has_room, row_number() OVER in_order AS nth_of_all,
+    SELECT y.inserted_at, y.event_id, y.account_id, y.event_type, y.subscription_id, y.requests, y.room, y.order_key, y.is_free, y.nth, y.has_room, row_number() OVER in_order AS nth_of_all,
       y.has_room AND CASE
-        WHEN y.batch_max_events IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NULL) OVER in_order <= $14::int
-        ELSE count(*) FILTER (WHERE y.has_room AND y.batch_max_events IS NOT NULL) OVER in_order <= $15::int
+        WHEN y.requests IS NULL THEN count(*) FILTER (WHERE y.has_room AND y.requests IS NULL) OVER in_order <= $14::int
+        ELSE count(*) FILTER (WHERE y.has_room AND y.requests IS NOT NULL) OVER in_order <= $15::int
       END AS leased
-    FROM roomy AS y
+    FROM ranked AS y
     WINDOW in_order AS (ORDER BY y.event_id, y.subscription_id)
   ) AS f
   RETURNING id, subscription_id, event_id, lease_id, order_key, next_attempt_at
@@ -256,17 +288,10 @@ blocked AS MATERIALIZED (
   SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 ),
 batching AS MATERIALIZED (
-  -- Others have as many requests under way as deliveries at most.
-  SELECT b.subscription_id, b.deliveries, greatest(1, least(
-    mailhook.in_flight_share(b.cap, b.subscription_id, crew.workers, $6::uuid),
-    b.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> b.subscription_id::text)::int)) AS requests
-  FROM (
-    SELECT y.subscription_id, max(y.cap) AS cap, count(*) AS deliveries
-    FROM roomy AS y
-    WHERE y.batch_max_events IS NOT NULL
-    GROUP BY y.subscription_id
-  ) AS b
-  CROSS JOIN crew
+  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries
+  FROM ranked AS y
+  WHERE y.requests IS NOT NULL
+  GROUP BY y.subscription_id
 ),
 listed AS MATERIALIZED (
   SELECT (SELECT min(c.id) FROM checked AS c) AS event_id,
@@ -281,7 +306,7 @@ listed AS MATERIALIZED (
     ARRAY(SELECT b.order_key FROM blocked AS b) AS blocked_order_keys,
     ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) AS batching_ids,
     ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) AS batching_requests,
-    ARRAY(SELECT DISTINCT y.subscription_id FROM roomy AS y WHERE y.may_start AND y.is_free AND NOT y.has_room AND y.width > 0) AS wanting
+    ARRAY(SELECT DISTINCT y.subscription_id FROM ranked AS y WHERE y.is_free AND y.nth > y.room) AS wanting
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   a.event_type::text AS event_type,
@@ -319,13 +344,13 @@ type DispatchParams struct {
 	MaxRows        int32
 	AfterID        int64
 	MaxBytes       int64
-	InTurn         bool
 	WorkerID       uuid.UUID
 	IsNew          bool
 	Limits         []byte
 	InFlight       []byte
 	UrgentInFlight []byte
 	IsUrgent       bool
+	InTurn         bool
 	IDPrefix       string
 	LeaseID        uuid.UUID
 	FreeSlots      int32
@@ -376,8 +401,8 @@ type DispatchRow struct {
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
 // of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
-// batch is never joined with batch (a nested loop of 1,000 × 1,000): hashed IN, windows and arrays instead, and what a
-// subscription has in flight comes as one jsonb object, looked up by key.
+// batch is never joined with batch in a way that may become a nested loop of 1,000 × 1,000: hashed IN, windows, arrays, and one FULL
+// JOIN, which is hashed. What a subscription has in flight comes as one jsonb object, looked up by key.
 // Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
 // the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
 // see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
@@ -386,30 +411,32 @@ type DispatchRow struct {
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
-// ” counts as absent.
-// Once for each type of the batch: the nodes that a subscription may name to get it, as far as any does.
+// Once for each account and type of the batch, as all about its subscriptions.
+// Once for each type: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
-// The side table is probed with the ancestors of the type, so the cost follows the matches. s.created_at: a subscription
-// gets the events inserted after it. Account and health are asked row by row: for an EXISTS or a join the planner may
-// hash the whole table. What mailhook tells about a subscription is not for that subscription.
-// Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
+// The side table is probed with the ancestors of the type, so the cost follows the matches. Account and health are asked row by row:
+// for an EXISTS or a join the planner may hash the whole table.
 // The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).
-// Room: what either lane leaves of it. The urgent one runs beside an ordinary dispatch or claim, and so has its reserve alone; that
-// it has of slow endpoints, too.
+// Room: what either lane leaves of it; NULL where nothing may start. The urgent one runs beside an ordinary dispatch or claim, and so has
+// its reserve alone; that it has of slow endpoints, too.
+// Fields are made once for each event, and only for filters that read them. FULL JOIN, for it is hashed: what has no partner has no
+// created_at or inserted_at, and is left out. A subscription gets the events inserted after it, but for what mailhook tells about
+// that one itself.
+// Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,
 		arg.MaxRows,
 		arg.AfterID,
 		arg.MaxBytes,
-		arg.InTurn,
 		arg.WorkerID,
 		arg.IsNew,
 		arg.Limits,
 		arg.InFlight,
 		arg.UrgentInFlight,
 		arg.IsUrgent,
+		arg.InTurn,
 		arg.IDPrefix,
 		arg.LeaseID,
 		arg.FreeSlots,

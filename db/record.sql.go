@@ -64,41 +64,38 @@ WITH outcomes AS MATERIALIZED (
     unnest($15::uuid[]) AS batch_id,
     unnest($16::int[]) AS counts
 ),
-held AS MATERIALIZED (
+removed AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (ARRAY(SELECT o.delivery_id FROM outcomes AS o WHERE o.delivered))
+    AND coalesce((d.id, d.lease_id) IN (SELECT o.delivery_id, o.lease_id FROM outcomes AS o WHERE o.delivered), false)
+  RETURNING d.id, d.lease_id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at
+),
+failed AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms,
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.permanent, o.suspends, o.slows, o.retry_after_ms,
     o.jitter, o.batch_id, o.counts
   FROM outcomes AS o
   CROSS JOIN LATERAL (
     SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt, x.created_at
     FROM mailhook.deliveries AS x
     WHERE x.id = o.delivery_id AND x.lease_id IS NOT DISTINCT FROM o.lease_id
-    OFFSET 0
+    FOR UPDATE
   ) AS d
-),
-removed AS (
-  DELETE FROM mailhook.deliveries AS d
-  WHERE d.id = ANY (ARRAY(SELECT h.id FROM held AS h WHERE h.delivered))
-    AND coalesce(d.lease_id = ANY (ARRAY(SELECT h.lease_id FROM held AS h WHERE h.delivered)), false)
-  RETURNING d.id
-),
-delivered AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
-),
-failed AS MATERIALIZED (
-  SELECT h.id, h.subscription_id, h.account_id, h.event_inserted_at, h.event_id, h.event_type, h.attempt, h.created_at, h.lease_id, h.id_tail, h.outcome, h.status_code, h.age_ms, h.duration_ms, h.excerpt, h.delivered, h.permanent, h.suspends, h.slows, h.retry_after_ms, h.jitter, h.batch_id, h.counts
-  FROM held AS h
-  CROSS JOIN LATERAL (
-    SELECT x.id FROM mailhook.deliveries AS x WHERE x.id = h.id AND x.lease_id IS NOT DISTINCT FROM h.lease_id FOR UPDATE
-  ) AS locked
-  WHERE NOT h.delivered
+  WHERE NOT o.delivered
 ),
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
     g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
     NULL::bigint AS retry_after_ms, g.counts, NULL::uuid AS batch_id, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
-  FROM delivered AS g
-  WHERE g.is_removed
+  FROM (
+    -- FULL JOIN: it is always hashed.
+    SELECT r.id, r.subscription_id, r.account_id, r.event_inserted_at, r.event_id, r.event_type, r.attempt, r.created_at,
+      o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.counts
+    FROM removed AS r
+    FULL JOIN outcomes AS o ON o.delivery_id = r.id AND o.lease_id = r.lease_id
+    OFFSET 0
+  ) AS g
+  WHERE g.id IS NOT NULL
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
     f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.lease_id, f.suspends, f.slows,
@@ -322,11 +319,11 @@ type RecordRow struct {
 // the database's clock: @age_ms is how long before this statement the attempt began. What failed in one batch and goes
 // there together again has one @batch_id and one @jitter (-1 to 1), and so comes due together; of the failures of one
 // request @counts says for one only that it counts against the endpoint.
-// OFFSET 0 here and below: each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it
-// would then read the whole table, whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let
-// it read the whole partial index of what is leased.
-// A delivered one needs no lock to decide: the deletion is its fence. A row whose lease was taken away since this
-// statement began has none of the batch's leases.
+// A delivered one needs no lock to decide: the deletion is its fence. coalesce: for a plain IN the planner may join, and read the
+// whole table.
+// Each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it would then read the whole table,
+// whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let it read the whole partial index of what
+// is leased.
 // An upsert, because it finds each row by its key in any case. All of them are there: they are locked.
 // What the batch says of each subscription.
 // Its health before, locked in id order: two workers that record for the same subscriptions wait for each other, and

@@ -27,46 +27,43 @@ WITH outcomes AS MATERIALIZED (
     unnest(@batch_ids::uuid[]) AS batch_id,
     unnest(@counts::int[]) AS counts
 ),
--- OFFSET 0 here and below: each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it
--- would then read the whole table, whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let
--- it read the whole partial index of what is leased.
-held AS MATERIALIZED (
+-- A delivered one needs no lock to decide: the deletion is its fence. coalesce: for a plain IN the planner may join, and read the
+-- whole table.
+removed AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (ARRAY(SELECT o.delivery_id FROM outcomes AS o WHERE o.delivered))
+    AND coalesce((d.id, d.lease_id) IN (SELECT o.delivery_id, o.lease_id FROM outcomes AS o WHERE o.delivered), false)
+  RETURNING d.id, d.lease_id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at
+),
+-- Each is probed. A plan is made once for a session, on an empty table perhaps, and for a join it would then read the whole table,
+-- whatever has become of it: 15 s for a batch. And no plain lease_id = …, which would let it read the whole partial index of what
+-- is leased.
+failed AS MATERIALIZED (
   SELECT d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at, o.lease_id,
-    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.delivered, o.permanent, o.suspends, o.slows, o.retry_after_ms,
+    o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.permanent, o.suspends, o.slows, o.retry_after_ms,
     o.jitter, o.batch_id, o.counts
   FROM outcomes AS o
   CROSS JOIN LATERAL (
     SELECT x.id, x.subscription_id, x.account_id, x.event_inserted_at, x.event_id, x.event_type, x.attempt, x.created_at
     FROM mailhook.deliveries AS x
     WHERE x.id = o.delivery_id AND x.lease_id IS NOT DISTINCT FROM o.lease_id
-    OFFSET 0
+    FOR UPDATE
   ) AS d
-),
--- A delivered one needs no lock to decide: the deletion is its fence. A row whose lease was taken away since this
--- statement began has none of the batch's leases.
-removed AS (
-  DELETE FROM mailhook.deliveries AS d
-  WHERE d.id = ANY (ARRAY(SELECT h.id FROM held AS h WHERE h.delivered))
-    AND coalesce(d.lease_id = ANY (ARRAY(SELECT h.lease_id FROM held AS h WHERE h.delivered)), false)
-  RETURNING d.id
-),
-delivered AS MATERIALIZED (
-  SELECT h.*, h.id IN (SELECT removed.id FROM removed) AS is_removed FROM held AS h WHERE h.delivered
-),
-failed AS MATERIALIZED (
-  SELECT h.*
-  FROM held AS h
-  CROSS JOIN LATERAL (
-    SELECT x.id FROM mailhook.deliveries AS x WHERE x.id = h.id AND x.lease_id IS NOT DISTINCT FROM h.lease_id FOR UPDATE
-  ) AS locked
-  WHERE NOT h.delivered
+  WHERE NOT o.delivered
 ),
 decided AS MATERIALIZED (
   SELECT g.id, g.subscription_id, g.account_id, g.event_inserted_at, g.event_id, g.event_type, g.attempt, g.created_at,
     g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
     NULL::bigint AS retry_after_ms, g.counts, NULL::uuid AS batch_id, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
-  FROM delivered AS g
-  WHERE g.is_removed
+  FROM (
+    -- FULL JOIN: it is always hashed.
+    SELECT r.id, r.subscription_id, r.account_id, r.event_inserted_at, r.event_id, r.event_type, r.attempt, r.created_at,
+      o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.counts
+    FROM removed AS r
+    FULL JOIN outcomes AS o ON o.delivery_id = r.id AND o.lease_id = r.lease_id
+    OFFSET 0
+  ) AS g
+  WHERE g.id IS NOT NULL
   UNION ALL
   SELECT f.id, f.subscription_id, f.account_id, f.event_inserted_at, f.event_id, f.event_type, f.attempt, f.created_at,
     f.id_tail, f.outcome, f.status_code, f.age_ms, f.duration_ms, f.excerpt, f.lease_id, f.suspends, f.slows,
