@@ -41,11 +41,13 @@ func (w *Worker) deliverBatch(ctx context.Context, sender *sender, deliveries []
 func (w *Worker) conclude(outcomes []outcome) {
 	deliveries := make([]*delivery, len(outcomes))
 	words := map[string]int{}
+	w.concluding.Lock() // recordAlike finds what is alike side by side
 	for i, o := range outcomes {
 		deliveries[i] = o.delivery
 		words[o.word]++
 		w.outcomes <- o // waits while recording does not keep up
 	}
+	w.concluding.Unlock()
 	for word, n := range words {
 		w.metrics.attempts.WithLabelValues(word).Add(float64(n))
 	}

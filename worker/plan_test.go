@@ -67,6 +67,13 @@ func (e *genericExplainer) Query(ctx context.Context, sql string, args ...any) (
 	return e.Pool.Query(ctx, "SELECT WHERE false", pgx.QueryExecModeSimpleProtocol)
 }
 
+func (e *genericExplainer) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if rows, err := e.Query(ctx, sql, args...); err == nil {
+		rows.Close()
+	}
+	return e.Pool.QueryRow(ctx, "SELECT WHERE false")
+}
+
 // The plans of the two hot statements, in the states that have misled planners: never analysed, analysed while empty
 // and then filled, and full. A sequential scan of a table of ours grows with the backlog; so does a sort of it.
 func TestPlans(t *testing.T) {
@@ -118,6 +125,7 @@ func TestPlans(t *testing.T) {
 			}
 			forbid(t, "dispatch", g.plan, "outbox", "deliveries", "subscriptions", "subscription_event_types", "accounts", "subscription_health")
 			probes(t, "dispatch", g.plan)
+			hashes(t, "dispatch", g.plan)
 			if !strings.Contains(g.plan, "$1") {
 				t.Errorf("this is not a generic plan:\n%s", g.plan)
 			}
@@ -130,6 +138,12 @@ func TestPlans(t *testing.T) {
 			}
 			forbid(t, "record", g.plan, "deliveries", "subscriptions", "subscription_health")
 			probes(t, "record", g.plan)
+			hashes(t, "record", g.plan)
+			if _, err := db.New(g).RecordAlike(t.Context(), db.RecordAlikeParams{}); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				t.Fatal(err)
+			}
+			forbid(t, "record of what is alike", g.plan, "deliveries", "subscription_health")
+			probes(t, "record of what is alike", g.plan)
 
 			if _, err := db.New(g).ListChangedSubscriptions(t.Context(), time.Now()); err != nil {
 				t.Fatal(err)
@@ -196,6 +210,14 @@ func probes(t *testing.T, what, plan string) {
 				t.Errorf("the %s reads a whole index: %s\n%s", what, strings.TrimSpace(line), plan)
 			}
 		}
+	}
+}
+
+// hashes makes sure that what is joined with itself, row for row, is hashed: sorted by text, it would take ten times as long.
+func hashes(t *testing.T, what, plan string) {
+	t.Helper()
+	if strings.Count(plan, "Full Join") != 1 || strings.Count(plan, "Hash Full Join") != 1 {
+		t.Errorf("the %s does not hash its batch:\n%s", what, plan)
 	}
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"math/rand/v2"
@@ -14,6 +15,8 @@ import (
 const (
 	recordBatch  = 1000
 	recordLinger = 3 * time.Millisecond
+	// leastAlike is how many outcomes of one request are worth a statement of their own.
+	leastAlike = 100
 )
 
 // record writes outcomes in batches until ctx ends and all have come in. While it cannot, no request is started.
@@ -24,34 +27,87 @@ func (w *Worker) record(ctx context.Context) {
 			return
 		}
 		started := time.Now()
-		w.recordAll(ctx, batch)
+		w.recordAll(ctx, w.recordAlike(ctx, batch))
 		w.headless.add(keysOf(batch)...)
 		w.metrics.recordSeconds.Observe(time.Since(started).Seconds())
 		w.leases.recorded(batch)
 	}
 }
 
-// recordAll writes a batch, halving it on a data error until the one outcome that cannot be written stands alone.
-func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
-	params := recordParams(batch)
-	written, failed := 0, false
-	err := w.persist(ctx, "record", func(ctx context.Context) error {
-		params.AgesMS = ages(batch)
-		rows, err := w.genericQ.Record(ctx, params)
-		if err == nil {
-			written = w.metrics.ended(rows)
+// recordAlike writes what came of requests with many events that were delivered, and answers what is left for recordAll.
+func (w *Worker) recordAlike(ctx context.Context, batch []outcome) (rest []outcome) {
+	for len(batch) > 0 {
+		n := 1
+		for n < len(batch) && batch[n].isAlike(batch[0]) {
+			n++
 		}
+		if n < leastAlike || !batch[0].delivered() || !w.recordRun(ctx, batch[:n]) {
+			rest = append(rest, batch[:n]...)
+		}
+		batch = batch[n:]
+	}
+	return rest
+}
+
+// isAlike: they differ in nothing but the delivery.
+func (o outcome) isAlike(other outcome) bool {
+	return o.delivery.subscriptionID == other.delivery.subscriptionID && o.word == other.word && o.statusCode == other.statusCode &&
+		o.startedAt.Equal(other.startedAt) && o.duration == other.duration && bytes.Equal(o.excerpt, other.excerpt)
+}
+
+// recordRun writes outcomes that are alike, and delivered. False: it has written none, and recordAll has to.
+func (w *Worker) recordRun(ctx context.Context, run []outcome) bool {
+	o := run[0]
+	p := db.RecordAlikeParams{
+		SubscriptionID: o.delivery.subscriptionID, DeliveryIDs: make([]uuid.UUID, len(run)), LeaseIDs: make([]uuid.UUID, len(run)),
+		DurationMS: int32(o.duration.Milliseconds()), StatusCode: int32(o.statusCode), Outcome: o.word, Excerpt: o.excerpt, //nolint:gosec // as in recordParams
+	}
+	for i, o := range run {
+		p.DeliveryIDs[i], p.LeaseIDs[i] = o.delivery.id, o.delivery.leaseID
+	}
+	isFailing := false
+	err := w.write(ctx, len(run), func(ctx context.Context) (int, error) {
+		p.AgeMS = ages(run[:1])[0]
+		row, err := w.genericQ.RecordAlike(ctx, p)
+		if isFailing = row.IsFailing; isFailing {
+			return len(run), err
+		}
+		w.metrics.deliveriesEnded.WithLabelValues("delivered").Add(float64(row.Deliveries))
+		return int(row.Deliveries), err
+	})
+	return !isFailing && !isDataError(err)
+}
+
+// write calls until it succeeds (persist), and tells how many of n outcomes were stale.
+func (w *Worker) write(ctx context.Context, n int, f func(context.Context) (written int, err error)) error {
+	written, failed := 0, false
+	err := w.persist(ctx, "record", func(ctx context.Context) (err error) {
+		written, err = f(ctx)
 		failed = failed || err != nil
 		w.state.set(func(s *pulseState) { s.recording = err == nil || isDataError(err) })
 		return err
 	})
+	// After a lost reply the fence stops what had been written already: that is not stale.
+	if stale := n - written; err == nil && stale > 0 && !failed {
+		w.metrics.staleOutcomes.Add(float64(stale))
+		w.cfg.Log.Warn("outcomes came too late: the leases had been taken away", "outcomes", stale)
+	}
+	return err
+}
+
+// recordAll writes a batch, halving it on a data error until the one outcome that cannot be written stands alone.
+func (w *Worker) recordAll(ctx context.Context, batch []outcome) {
+	if len(batch) == 0 {
+		return
+	}
+	params := recordParams(batch)
+	err := w.write(ctx, len(batch), func(ctx context.Context) (int, error) {
+		params.AgesMS = ages(batch)
+		rows, err := w.genericQ.Record(ctx, params)
+		return w.metrics.ended(rows), err
+	})
 	switch {
 	case err == nil:
-		// After a lost reply the fence stops what had been written already: that is not stale.
-		if stale := len(batch) - written; stale > 0 && !failed {
-			w.metrics.staleOutcomes.Add(float64(stale))
-			w.cfg.Log.Warn("outcomes came too late: the leases had been taken away", "outcomes", stale)
-		}
 	case !isDataError(err): // given up while stopping: the leases are returned
 	case len(batch) > 1:
 		w.recordAll(ctx, batch[:len(batch)/2])

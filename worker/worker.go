@@ -54,13 +54,14 @@ type Worker struct {
 	// them: urgentLeasing is between it and claims of that lane, which hold both.
 	leasing, urgentLeasing sync.Mutex
 
-	state    pulseState
-	cache    *subscriptionCache
-	client   *client
-	batches  *batches
-	started  chan job // taken by a sender that has nothing to do
-	outcomes chan outcome
-	returns  chan returned
+	state      pulseState
+	cache      *subscriptionCache
+	client     *client
+	batches    *batches
+	started    chan job // taken by a sender that has nothing to do
+	outcomes   chan outcome
+	concluding sync.Mutex // of those of one batch
+	returns    chan returned
 
 	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it
 	early  early

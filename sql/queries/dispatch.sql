@@ -231,7 +231,8 @@ matched AS MATERIALIZED (
       r.subscription_id, r.created_at, r.ordering, r.requests, r.room, r.filter_sending_domain, r.filter_sending_node, r.filter_bridge,
       r.filter_dedicated_ip, r.filter
     FROM (
-      SELECT a.*,
+      SELECT a.inserted_at, a.id, a.account_id, a.event_type, a.recipient, a.message_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_address,
+        CASE WHEN a.event_type LIKE 'subscription.%' THEN a.data END AS data, -- read by is_about alone, and of these alone
         CASE WHEN (a.account_id, a.event_type) IN (SELECT x.account_id, x.event_type FROM roomy AS x WHERE x.filter IS NOT NULL)
           THEN mailhook.fields_of(a.event_type, a.recipient, a.message_id, a.campaign_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_ip, a.data)
         END AS fields
@@ -271,8 +272,8 @@ ranked AS MATERIALIZED (
 ),
 inserted AS (
   INSERT INTO mailhook.deliveries (id, subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, leased_by, lease_id, order_key)
-  -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter.
-  SELECT (@id_prefix::text || lpad(to_hex(f.nth_of_all), 8, '0'))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
+  -- UUIDv7 of one batch: its time and random bits from @id_prefix, then a counter of eight digits.
+  SELECT (@id_prefix::text || to_hex(x'10000000'::int + f.nth_of_all))::uuid, f.subscription_id, f.account_id, f.inserted_at, f.event_id, f.event_type,
     CASE WHEN f.is_free THEN statement_timestamp() ELSE 'infinity' END, statement_timestamp(),
     CASE WHEN f.leased THEN @worker_id::uuid END,
     CASE WHEN f.leased THEN @lease_id::uuid END,

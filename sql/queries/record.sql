@@ -259,6 +259,34 @@ SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries, count
 FROM decided AS x
 GROUP BY x.ended_as;
 
+-- RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one request with many
+-- events. The random part of their ids is that of the delivery, which ends once. It takes none of them where the endpoint had
+-- failed before, and Record has more to do.
+-- name: RecordAlike :one
+WITH failing AS MATERIALIZED (
+  SELECT h.subscription_id FROM mailhook.subscription_health AS h
+  WHERE h.subscription_id = @subscription_id
+    AND (h.consecutive_failures > 0 OR h.opened_at IS NOT NULL)
+),
+removed AS (
+  DELETE FROM mailhook.deliveries AS d
+  WHERE d.id = ANY (@delivery_ids::uuid[])
+    -- In pairs: an id whose lease was taken away may have another one of these by now.
+    AND coalesce((d.id, d.lease_id) IN (SELECT unnest(@delivery_ids::uuid[]), unnest(@lease_ids::uuid[])), false)
+    AND NOT EXISTS (SELECT failing.subscription_id FROM failing)
+  RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at
+),
+logged AS (
+  INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type,
+    number, duration_ms, status_code, outcome, response_excerpt, ended_as, delivery_created_at)
+  SELECT statement_timestamp() - (@age_ms::int) * interval '1 millisecond',
+    ((SELECT lpad(to_hex((extract(epoch FROM statement_timestamp()) * 1000)::bigint), 12, '0') || '7') || substr(r.id::text, 16))::uuid, r.id, r.subscription_id,
+    r.account_id, r.event_inserted_at, r.event_id, r.event_type, r.attempt + 1, @duration_ms::int, nullif(@status_code::int, 0), @outcome::text,
+    sqlc.narg('excerpt')::bytea, 'delivered', r.created_at
+  FROM removed AS r
+)
+SELECT (SELECT count(*) FROM removed) AS deliveries, EXISTS (SELECT failing.subscription_id FROM failing)::boolean AS is_failing;
+
 -- BuryUnrecordable ends a delivery whose outcome cannot be written for its data: the last resort of Record, so that
 -- no delivery is attempted for ever.
 -- name: BuryUnrecordable :execrows
