@@ -2,12 +2,15 @@ package worker
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"mailhook/cmd/receiver"
 	"mailhook/db"
@@ -336,4 +339,26 @@ func TestAReleaseAtASlowRate(t *testing.T) {
 	b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, release_before, released_at) VALUES ($1, now(), now())", id)
 	b.run(t, b.config())
 	b.settled(t)
+}
+
+// A release has no more of a rate limit under way than half of it: the other half is for what is new.
+func TestAReleaseLeavesHalfOfARateLimit(t *testing.T) {
+	t.Parallel()
+	for inFlight, want := range map[int]int{0: 10, 6: 4, 15: 1} {
+		b := setup(t)
+		w := b.idleWorker(t, b.config())
+		id := b.subscribe(t, "/", "email.sent", "max_in_flight = 100", "rate_limit_per_second = 20")
+		b.waiting(t, id, 50, 1)
+		b.Exec(t, "INSERT INTO mailhook.subscription_health (subscription_id, release_before, released_at) VALUES ($1, now(), now() - interval '1 minute')", id)
+		_, err := w.genericQ.Claim(t.Context(), db.ClaimParams{
+			WorkerID: w.identity.get(), LeaseID: uuid.New(), MaxSteps: claimSteps, MaxOfEach: claimOfEach, FreeSlots: 500, MaxBytes: batchBytes,
+			InFlight: fmt.Appendf(nil, `{"%s": %d}`, id, inFlight), UrgentInFlight: []byte(`{}`), Limits: []byte(`{}`),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NOT NULL"); n != int64(want) {
+			t.Errorf("%d are released beside %d, not %d", n, inFlight, want)
+		}
+	}
 }

@@ -206,3 +206,29 @@ func TestAWatchGoesOnWithoutALook(t *testing.T) {
 		t.Errorf("seen: %v", others.seen)
 	}
 }
+
+// What is given back is due since a while, and claims that look at what came due of late are told so; what waits for a time is not.
+func TestWhatIsGivenBackIsAnnounced(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.held(t, 2)
+	w := b.idleWorker(t, b.config())
+	lease := w.leases.expect()
+	b.leaseTo(t, w.identity.get(), lease)
+	var deliveries []*delivery
+	for _, id := range dbtest.QueryOne[[]uuid.UUID](t, b.DB, "SELECT array_agg(id) FROM mailhook.deliveries") {
+		deliveries = append(deliveries, &delivery{id: id, leaseID: lease, event: &event{}})
+	}
+	w.leases.got(lease, deliveries)
+	go w.giveBack(t.Context())
+	for i, delay := range []time.Duration{time.Hour, 0} {
+		w.putBack(deliveries[i:i+1], delay)
+		dbtest.Eventually(t, "it is given back", func() bool {
+			return b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NOT NULL") == int64(1-i)
+		})
+		if delay > 0 && w.freed.Load() {
+			t.Error("what waits for an hour is announced")
+		}
+	}
+	dbtest.Eventually(t, "it is announced", func() bool { return w.freed.Load() && len(w.due) == 1 })
+}

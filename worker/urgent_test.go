@@ -342,3 +342,25 @@ func TestTheOrdinaryLaneIsCalmWhileUrgentEventsCome(t *testing.T) {
 		t.Errorf("%d rows while the senders are behind", n)
 	}
 }
+
+// The ordinary lane slows down for what this worker took, not for what another one has just taken.
+func TestUrgentEventsOfOthersMakeNoCalm(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.idleWorker(t, b.config())
+	l := newUrgentLane(w, t.Context())
+	b.Exec(t, "SELECT mailhook.emit('email.complained')")
+	id := dbtest.QueryOne[int64](t, b.DB, "SELECT id FROM mailhook.outbox")
+	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	for _, c := range []struct {
+		id     int64
+		isCalm bool
+	}{{id + 1, false}, {id, true}} {
+		if err := l.take(t.Context(), []int64{c.id}, room); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.calm.isCalm(); got != c.isCalm {
+			t.Errorf("after id %d of %d it is calm: %v", c.id, id, got)
+		}
+	}
+}
