@@ -257,7 +257,6 @@ queued AS (
     SELECT m.inserted_at, m.event_id, m.account_id, m.event_type, m.subscription_id, m.requests, m.room, m.order_key, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
     FROM matched AS m
     WHERE m.order_key IS NOT NULL
-    OFFSET 0
   ) AS f
 ),
 ranked AS MATERIALIZED (
@@ -400,10 +399,10 @@ type DispatchRow struct {
 // @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
 //
 // Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
-// of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
+// of workers run it side by side; the places are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 // be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
-// batch is never joined with batch in a way that may become a nested loop of 1,000 × 1,000: hashed IN, windows, arrays, and one FULL
-// JOIN, which is hashed. What a subscription has in flight comes as one jsonb object, looked up by key.
+// batch is not joined with batch in a way that may become a nested loop of 1,000 × 1,000 (but for what is rare: refused, duplicate): hashed
+// IN, windows, arrays, and one FULL JOIN, which is hashed. What a subscription has in flight comes as one jsonb object, looked up by key.
 // Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
 // the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
 // see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
@@ -412,7 +411,8 @@ type DispatchRow struct {
 // Tests that the host's values pass are known limits only; any other data error fails the statement, and the caller
 // halves the batch until it can quarantine the one row.
 // By number and by bytes; the first one always, however large.
-// Once for each account and type of the batch, as all about its subscriptions.
+// (o).ctid is o.ctid as sqlc reads it. A row that somebody updates in this moment stays for the next dispatch.
+// What is asked about subscriptions is asked once for each account and type of the batch.
 // Once for each type: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
@@ -424,7 +424,7 @@ type DispatchRow struct {
 // Fields are made once for each event, and only for filters that read them. FULL JOIN, for it is hashed: what has no partner has no
 // created_at or inserted_at, and is left out. A subscription gets the events inserted after it, but for what mailhook tells about
 // that one itself.
-// Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
+// Of a key the first of the batch is free, unless something of it was there before.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,
 		arg.Holes,

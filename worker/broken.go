@@ -30,11 +30,12 @@ func sessions(pool *db.Pool) db.DBTX { return broken{pool, os.Getenv("MAILHOOK_B
 const gap = 200 * time.Millisecond
 
 func (b broken) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if strings.HasPrefix(sql, "-- name: Record ") {
+	if strings.HasPrefix(sql, "-- name: Record ") { // RecordAlike is for batches, which no scenario of the proof has
 		switch b.safeguard {
 		case "fence":
 			sql = edited(sql, ` AND x\.lease_id IS NOT DISTINCT FROM \w\.lease_id`, "")
-			sql = edited(sql, `AND coalesce\(d\.lease_id = ANY[^\n]*, false\)`, "")
+			sql = edited(sql, `AND coalesce\(\(d\.id, d\.lease_id\) IN [^\n]*, false\)`, "")
+			sql = edited(sql, ` AND o\.lease_id = r\.lease_id`, "")
 		case "record":
 			if err := b.deleteFirst(ctx, args[0], args[2]); err != nil {
 				return nil, err

@@ -34,14 +34,21 @@ func (w *Worker) record(ctx context.Context) {
 	}
 }
 
-// recordAlike writes what came of requests with many events that were delivered, and answers what is left for recordAll.
+// recordAlike writes what came of requests with many events that were delivered, and answers what is left for recordAll: what
+// failed, and all else of the same subscription, for together they say how the endpoint is.
 func (w *Worker) recordAlike(ctx context.Context, batch []outcome) (rest []outcome) {
+	failed := map[uuid.UUID]bool{}
+	for _, o := range batch {
+		if !o.delivered() {
+			failed[o.delivery.subscriptionID] = true
+		}
+	}
 	for len(batch) > 0 {
 		n := 1
 		for n < len(batch) && batch[n].isAlike(batch[0]) {
 			n++
 		}
-		if n < leastAlike || !batch[0].delivered() || !w.recordRun(ctx, batch[:n]) {
+		if n < leastAlike || failed[batch[0].delivery.subscriptionID] || !w.recordRun(ctx, batch[:n]) {
 			rest = append(rest, batch[:n]...)
 		}
 		batch = batch[n:]
@@ -49,7 +56,7 @@ func (w *Worker) recordAlike(ctx context.Context, batch []outcome) (rest []outco
 	return rest
 }
 
-// isAlike: they differ in nothing but the delivery.
+// isAlike: nothing is recorded of them that differs but the delivery, if they were delivered.
 func (o outcome) isAlike(other outcome) bool {
 	return o.delivery.subscriptionID == other.delivery.subscriptionID && o.word == other.word && o.statusCode == other.statusCode &&
 		o.startedAt.Equal(other.startedAt) && o.duration == other.duration && bytes.Equal(o.excerpt, other.excerpt)

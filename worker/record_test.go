@@ -73,3 +73,24 @@ func TestWhatChangesHealthIsNotRecordedInOneGo(t *testing.T) {
 		t.Errorf("%d of %d failures are left", len(rest), len(failed))
 	}
 }
+
+// One of many is refused at the end of its schedule, and all others of the request are delivered: nobody is suspended for that.
+func TestARequestIsJudgedAsAWhole(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.idleWorker(t, b.config())
+	id := b.subscribe(t, "/", "email", "retry_schedule = '{1s}'", "suspend_when_exhausted = true")
+	outcomes := b.alike(t, w, id, 3*leastAlike, outcome{word: outcomeOK, statusCode: 200})
+	b.Exec(t, "UPDATE mailhook.deliveries SET attempt = 1")
+	outcomes[leastAlike+1].word = outcomePartialFailure
+	w.recordAll(t.Context(), w.recordAlike(t.Context(), outcomes))
+	if status := dbtest.QueryOne[string](t, b.DB, "SELECT status FROM mailhook.subscriptions WHERE id = $1", id); status != "active" {
+		t.Errorf("the subscription is %s", status)
+	}
+	if n := b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE ended_as = 'delivered'"); n != 3*leastAlike-1 {
+		t.Errorf("%d are delivered", n)
+	}
+	if n := b.count(t, "SELECT count(*) FROM mailhook.dead_letters"); n != 1 {
+		t.Errorf("%d are exhausted", n)
+	}
+}

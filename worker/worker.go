@@ -60,7 +60,7 @@ type Worker struct {
 	batches    *batches
 	started    chan job // taken by a sender that has nothing to do
 	outcomes   chan outcome
-	concluding sync.Mutex // of those of one batch
+	concluding sync.Mutex // held while the outcomes of one request are sent there
 	returns    chan returned
 
 	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it

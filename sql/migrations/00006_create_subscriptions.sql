@@ -170,12 +170,10 @@ CREATE TABLE mailhook.subscription_event_types (
   account_id      text NOT NULL,
   event_type      text NOT NULL,
   subscription_id uuid NOT NULL,
-  has_conditions  boolean NOT NULL DEFAULT false,
-  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (event_type, account_id, subscription_id) INCLUDE (has_conditions)
+  CONSTRAINT subscription_event_types_pkey PRIMARY KEY (event_type, account_id, subscription_id)
 );
 CREATE INDEX subscription_event_types_subscription_id_idx ON mailhook.subscription_event_types (subscription_id);
 COMMENT ON TABLE mailhook.subscription_event_types IS 'The topmost event types of each subscription that matches at all; kept by a trigger on subscriptions.';
-COMMENT ON COLUMN mailhook.subscription_event_types.has_conditions IS 'Whether its filter reads the fields of an event: those of others are never made.';
 
 CREATE TABLE mailhook.subscription_health (
   subscription_id      uuid NOT NULL,
@@ -344,8 +342,8 @@ BEGIN
   DELETE FROM mailhook.subscription_event_types WHERE subscription_id = NEW.id;
   IF NEW.status <> 'inactive' AND NEW.deleted_at IS NULL THEN
     -- Only the topmost: so an event finds each subscription once.
-    INSERT INTO mailhook.subscription_event_types (account_id, event_type, subscription_id, has_conditions)
-    SELECT DISTINCT NEW.account_id, named, NEW.id, NEW.filter_conditions <> '[]'
+    INSERT INTO mailhook.subscription_event_types (account_id, event_type, subscription_id)
+    SELECT DISTINCT NEW.account_id, named, NEW.id
     FROM unnest(NEW.event_types) AS named
     WHERE named = '*'
       OR NOT NEW.event_types && array_remove(mailhook.event_type_ancestors(named), named);
@@ -371,7 +369,7 @@ COMMENT ON FUNCTION mailhook.index_subscription IS 'Keeps subscription_event_typ
 COMMENT ON FUNCTION mailhook.stamp_subscription IS 'Every change of a subscription, by API or by hand, is seen by the workers through updated_at and version.';
 CREATE TRIGGER subscriptions_stamp BEFORE UPDATE ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.stamp_subscription();
-CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at, filter_conditions ON mailhook.subscriptions
+CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_types, status, deleted_at ON mailhook.subscriptions
 FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
 REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.fields_of(text, text, text, text, text, text, text, text, json),
   mailhook.passes_filters(text, text, text, text, jsonb, text[], text[], text[], text[], jsonpath), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),

@@ -10,10 +10,10 @@
 -- @is_urgent is the urgent lane: it passes its rows as @holes, and leases within what the ordinary lane leaves to it.
 --
 -- Invariants: an outbox row leaves in the same statement that logs or quarantines it; SKIP LOCKED lets any number
--- of workers run it side by side; the ids are collected into an array, because an IN over a LIMIT … FOR UPDATE may
+-- of workers run it side by side; the places are collected into an array, because an IN over a LIMIT … FOR UPDATE may
 -- be run as a nested loop that takes more rows than its LIMIT. The planner takes the batch for a handful of rows, so
--- batch is never joined with batch in a way that may become a nested loop of 1,000 × 1,000: hashed IN, windows, arrays, and one FULL
--- JOIN, which is hashed. What a subscription has in flight comes as one jsonb object, looked up by key.
+-- batch is not joined with batch in a way that may become a nested loop of 1,000 × 1,000 (but for what is rare: refused, duplicate): hashed
+-- IN, windows, arrays, and one FULL JOIN, which is hashed. What a subscription has in flight comes as one jsonb object, looked up by key.
 -- Of a key that goes in order (order_key) the first of the batch is leased like any, unless another delivery of it is unfinished;
 -- the others are inserted blocked. It takes that no other dispatch is under way (@in_turn: InTurn), which this one would not
 -- see; otherwise all with a key are blocked. The keys of the blocked are listed: their heads may end while this statement
@@ -50,6 +50,7 @@ picked AS MATERIALIZED (
   WHERE budgeted.nth = 1
     OR (budgeted.nth <= @max_rows::int AND budgeted.bytes_so_far <= @max_bytes::bigint)
 ),
+-- (o).ctid is o.ctid as sqlc reads it. A row that somebody updates in this moment stays for the next dispatch.
 taken AS (
   DELETE FROM mailhook.outbox AS o
   WHERE (o).ctid = ANY (ARRAY(SELECT picked.place FROM picked))
@@ -90,7 +91,7 @@ quarantined AS (
   WHERE c.refused IS NOT NULL
   RETURNING id
 ),
--- Once for each account and type of the batch, as all about its subscriptions.
+-- What is asked about subscriptions is asked once for each account and type of the batch.
 kinds AS MATERIALIZED (
   SELECT DISTINCT c.account_id, c.event_type FROM checked AS c WHERE c.refused IS NULL
 ),
@@ -248,7 +249,7 @@ matched AS MATERIALIZED (
       p.filter_sending_domain, p.filter_sending_node, p.filter_bridge, p.filter_dedicated_ip, p.filter)
     AND NOT mailhook.is_about(p.event_type, p.data, p.subscription_id)
 ),
--- Of a key the first of the batch is free, unless something of it was there before. OFFSET 0: asked once for each row.
+-- Of a key the first of the batch is free, unless something of it was there before.
 queued AS (
   SELECT m.*, true AS is_free FROM matched AS m WHERE m.order_key IS NULL
   UNION ALL
@@ -261,7 +262,6 @@ queued AS (
     SELECT m.*, row_number() OVER (PARTITION BY m.subscription_id, m.order_key ORDER BY m.event_id) = 1 AS is_first
     FROM matched AS m
     WHERE m.order_key IS NOT NULL
-    OFFSET 0
   ) AS f
 ),
 ranked AS MATERIALIZED (

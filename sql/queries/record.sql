@@ -56,7 +56,7 @@ decided AS MATERIALIZED (
     g.id_tail, g.outcome, g.status_code, g.age_ms, g.duration_ms, g.excerpt, NULL::uuid AS lease_id, false AS suspends, false AS slows,
     NULL::bigint AS retry_after_ms, g.counts, NULL::uuid AS batch_id, 'delivered' AS ended_as, NULL AS ended_reason, NULL::timestamptz AS next_attempt_at
   FROM (
-    -- FULL JOIN: it is always hashed.
+    -- FULL JOIN: it cannot be a nested loop.
     SELECT r.id, r.subscription_id, r.account_id, r.event_inserted_at, r.event_id, r.event_type, r.attempt, r.created_at,
       o.id_tail, o.outcome, o.status_code, o.age_ms, o.duration_ms, o.excerpt, o.counts
     FROM removed AS r
@@ -260,7 +260,7 @@ FROM decided AS x
 GROUP BY x.ended_as;
 
 -- RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one request with many
--- events. The random part of their ids is that of the delivery, which ends once. It takes none of them where the endpoint had
+-- events. The random part of the ids of the attempts is that of the delivery, which ends once. It takes none of them where the endpoint had
 -- failed before, and Record has more to do.
 -- name: RecordAlike :one
 WITH failing AS MATERIALIZED (
