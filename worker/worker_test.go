@@ -77,6 +77,7 @@ func TestHealthIsOfTheProcess(t *testing.T) {
 	if err := w.Healthy(); err != nil {
 		t.Errorf("at the start: %v", err)
 	}
+	dbtest.Eventually(t, "ready", func() bool { return w.Ready() == nil }) // a worker that cannot register ends
 	turns := func() (pulse, beat time.Time) {
 		w.state.set(func(s *pulseState) { pulse, beat = s.pulseTurned, s.beatTurned })
 		return pulse, beat
