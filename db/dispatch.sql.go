@@ -195,19 +195,21 @@ listening AS MATERIALIZED (
 measured AS (
   SELECT l.account_id, l.event_type, l.subscription_id, l.created_at, l.ordering, l.event_types, l.rate_limit_per_second, l.batch_max_events, l.filter_sending_domain, l.filter_sending_node, l.filter_bridge, l.filter_dedicated_ip, l.filter, l.subscription_key, l.cap, l.may_start,
     least(
-      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid) * coalesce(l.batch_max_events, 1),
-      (l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) * coalesce(l.batch_max_events, 1),
+      share.requests * coalesce(l.batch_max_events, 1),
       CASE WHEN l.rate_limit_per_second IS NOT NULL
         THEN greatest(1, l.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(l.batch_max_events, 1) END)::int AS width,
     ($7::jsonb ->> l.subscription_key)::int AS slow_limit,
     coalesce(($8::jsonb ->> l.subscription_key)::int, 0) AS ordinary,
     coalesce(($9::jsonb ->> l.subscription_key)::int, 0) AS urgent,
-    -- Others have as many requests under way as deliveries at most.
-    CASE WHEN l.batch_max_events IS NOT NULL THEN greatest(1, least(
-      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid),
-      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int)) END AS requests
+    CASE WHEN l.batch_max_events IS NOT NULL THEN greatest(1, share.requests) END AS requests
   FROM listening AS l
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+  CROSS JOIN LATERAL (
+    -- Others have as many requests under way as deliveries at most.
+    SELECT least(
+      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid),
+      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) AS requests
+  ) AS share
   OFFSET 0
 ),
 roomy AS MATERIALIZED (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,6 +38,9 @@ func (w *Worker) record(ctx context.Context) {
 // recordAlike writes what came of requests with many events that were delivered, and answers what is left for recordAll: what
 // failed, and all else of the same subscription, for together they say how the endpoint is.
 func (w *Worker) recordAlike(ctx context.Context, batch []outcome) (rest []outcome) {
+	if !slices.ContainsFunc(batch, func(o outcome) bool { return o.delivery.isBatched() }) {
+		return batch
+	}
 	failed := map[uuid.UUID]bool{}
 	for _, o := range batch {
 		if !o.delivered() {
@@ -69,8 +73,8 @@ func (w *Worker) recordRun(ctx context.Context, run []outcome) bool {
 		SubscriptionID: o.delivery.subscriptionID, DeliveryIDs: make([]uuid.UUID, len(run)), LeaseIDs: make([]uuid.UUID, len(run)),
 		DurationMS: int32(o.duration.Milliseconds()), StatusCode: int32(o.statusCode), Outcome: o.word, Excerpt: o.excerpt, //nolint:gosec // as in recordParams
 	}
-	for i, o := range run {
-		p.DeliveryIDs[i], p.LeaseIDs[i] = o.delivery.id, o.delivery.leaseID
+	for i := range run {
+		p.DeliveryIDs[i], p.LeaseIDs[i] = run[i].delivery.id, run[i].delivery.leaseID
 	}
 	isFailing := false
 	err := w.write(ctx, len(run), func(ctx context.Context) (int, error) {

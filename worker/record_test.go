@@ -21,7 +21,7 @@ func (b *bundle) alike(t *testing.T, w *Worker, subscription uuid.UUID, n int, o
 	}
 	o.startedAt = time.Now()
 	for i, id := range ids {
-		o.delivery = &delivery{id: id, leaseID: leases[i*2/n], subscriptionID: subscription}
+		o.delivery = &delivery{id: id, leaseID: leases[i*2/n], subscriptionID: subscription, requests: 1}
 		outcomes = append(outcomes, o)
 	}
 	return outcomes

@@ -194,19 +194,21 @@ listening AS MATERIALIZED (
 measured AS (
   SELECT l.*,
     least(
-      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid) * coalesce(l.batch_max_events, 1),
-      (l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) * coalesce(l.batch_max_events, 1),
+      share.requests * coalesce(l.batch_max_events, 1),
       CASE WHEN l.rate_limit_per_second IS NOT NULL
         THEN greatest(1, l.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(l.batch_max_events, 1) END)::int AS width,
     (@limits::jsonb ->> l.subscription_key)::int AS slow_limit,
     coalesce((@in_flight::jsonb ->> l.subscription_key)::int, 0) AS ordinary,
     coalesce((@urgent_in_flight::jsonb ->> l.subscription_key)::int, 0) AS urgent,
-    -- Others have as many requests under way as deliveries at most.
-    CASE WHEN l.batch_max_events IS NOT NULL THEN greatest(1, least(
-      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid),
-      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int)) END AS requests
+    CASE WHEN l.batch_max_events IS NOT NULL THEN greatest(1, share.requests) END AS requests
   FROM listening AS l
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
+  CROSS JOIN LATERAL (
+    -- Others have as many requests under way as deliveries at most.
+    SELECT least(
+      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid),
+      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) AS requests
+  ) AS share
   OFFSET 0
 ),
 -- Room: what either lane leaves of it; NULL where nothing may start. The urgent one runs beside an ordinary dispatch or claim, and so has
