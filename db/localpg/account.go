@@ -59,12 +59,12 @@ func (a *account) command(ctx context.Context, dir, path string, args ...string)
 	return cmd
 }
 
-// tempDir creates a temporary directory where the account can reach it: root's
-// TMPDIR may be private.
+// tempDir creates a temporary directory where the account can reach it, in
+// $MAILHOOK_PG_TMP if it is set: root's TMPDIR may be private.
 func (a *account) tempDir() (string, error) {
 	base := os.TempDir()
-	for _, dir := range []string{base, "/tmp", "/var/tmp"} {
-		if a.mayEnter(dir) == nil {
+	for _, dir := range []string{os.Getenv("MAILHOOK_PG_TMP"), base, "/tmp", "/var/tmp"} {
+		if dir != "" && a.mayEnter(dir) == nil {
 			base = dir
 			break
 		}
