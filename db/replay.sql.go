@@ -121,7 +121,12 @@ removed AS (
 advanced AS (
   UPDATE mailhook.replays AS r
   SET done = r.done + (SELECT count(*) FROM inserted),
-    advanced_at = CASE WHEN replay.allowance > 0 THEN statement_timestamp() ELSE r.advanced_at END,
+    -- What is left of the time is less than one event's, and counts the next time.
+    advanced_at = CASE
+      WHEN replay.allowance > 0 THEN greatest(r.advanced_at + replay.allowance / r.rate_per_second * interval '1 second',
+        statement_timestamp() - 1 / r.rate_per_second * interval '1 second')
+      ELSE r.advanced_at
+    END,
     after_inserted_at = coalesce((SELECT reached.inserted_at FROM reached), r.after_inserted_at),
     after_id = coalesce((SELECT reached.id FROM reached), r.after_id),
     state = CASE

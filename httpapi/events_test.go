@@ -342,7 +342,7 @@ func TestReplays(t *testing.T) {
 	b.mustFail(t, 422, "until", "out_of_range", b.acme, "POST", path, object{"since": at(0), "until": at(0)})
 	b.mustFail(t, 422, "until", "invalid", b.acme, "POST", path, object{"since": at(0), "until": "x"})
 	b.mustFail(t, 422, "status", "not_allowed", b.acme, "POST", path, object{"since": at(0), "status": "delivered"})
-	b.mustFail(t, 422, "rate_per_second", "out_of_range", b.acme, "POST", path, object{"since": at(0), "rate_per_second": 0})
+	b.mustFail(t, 422, "rate_per_second", "out_of_range", b.acme, "POST", path, object{"since": at(0), "rate_per_second": 0.5})
 	b.mustFail(t, 422, "rate_per_second", "out_of_range", b.acme, "POST", path, object{"since": at(0), "rate_per_second": 1001})
 	b.mustFail(t, 422, "event_types[0]", "invalid_event_type", b.acme, "POST", path, object{"since": at(0), "event_types": []string{"E"}})
 	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/deactivate", nil)

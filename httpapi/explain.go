@@ -91,7 +91,8 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 	if err := s.hold(ctx, &out.Body, logged, to); err != nil {
 		return nil, err
 	}
-	if err := s.addDelivery(ctx, who, &out.Body, id, logged.AccountID, to); err != nil {
+	complete, err := s.addDelivery(ctx, who, &out.Body, id, logged.AccountID, to)
+	if err != nil {
 		return nil, err
 	}
 	if out.Body.SameURL, err = s.sameURL(ctx, logged, to); err != nil {
@@ -100,9 +101,15 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 	if n := len(out.Body.SameURL); n > 0 && out.Body.Matched {
 		out.Body.Hints = append(out.Body.Hints, fmt.Sprintf("%d more of the account's subscriptions send this event to the same URL: each request has its own delivery, all have this event's webhook-id", n))
 	}
+	if out.Body.Delivery == nil && !complete {
+		out.Body.Summary = "What became of the event is not to be said: too much was sent to the subscription since, and not all of it was read. " + listHint
+		return out, nil
+	}
 	out.Body.Summary, err = s.summary(ctx, out.Body, to)
 	return out, err
 }
+
+const listHint = "GET /v1/deliveries with subscription_id, since and until finds the delivery."
 
 // findSubscriptionOfHistory is findSubscription for what has happened: deleted ones too.
 func (s *server) findSubscriptionOfHistory(ctx context.Context, who caller, public string) (db.Subscription, error) {
@@ -133,22 +140,22 @@ func firstFailed(conditions []Condition) *Condition {
 	return nil
 }
 
-// addDelivery adds the newest delivery of the pair, and what its outcomes hint at.
-func (s *server) addDelivery(ctx context.Context, who caller, out *Explanation, id db.EventID, account string, to db.Subscription) error {
-	deliveries, _, err := s.deliveriesOf(ctx, id, account, &to.ID)
+// addDelivery adds the newest delivery of the pair, and what its outcomes hint at. It answers whether all that there are were found.
+func (s *server) addDelivery(ctx context.Context, who caller, out *Explanation, id db.EventID, account string, to db.Subscription) (complete bool, err error) {
+	deliveries, complete, err := s.deliveriesOf(ctx, id, account, &to.ID)
 	if err != nil || len(deliveries) == 0 {
-		return err
+		return complete, err
 	}
 	newest, err := db.ParseID(db.DeliveryPrefix, deliveries[0].ID)
 	if err != nil {
-		return fmt.Errorf("parse own id: %w", err)
+		return false, fmt.Errorf("parse own id: %w", err)
 	}
 	delivery, _, err := s.loadDelivery(ctx, s.queries, who.account, newest)
 	if err != nil {
-		return err
+		return false, err
 	}
 	out.Delivery, out.Hints = &delivery, hintsOf(delivery.Attempts, to.ChannelType)
-	return nil
+	return complete, nil
 }
 
 // sameURL names the other subscriptions that get the event at the same URL. Of other channels than web the URL is not known

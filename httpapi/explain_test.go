@@ -100,6 +100,22 @@ func TestTroubleshootTheEndpointGetsNothing(t *testing.T) {
 	}
 }
 
+// What is not found among too many is not said to be missing.
+func TestExplainSaysWhatItHasNotRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, nil)
+	event := b.event(t, "acme", "email.sent", "r", time.Now().Add(time.Second))
+	says(t, b.explained(t, event, id), true, "there is no delivery", "A replay sends it.")
+	b.Exec(t, `INSERT INTO mailhook.attempts (started_at, id, delivery_id, subscription_id, account_id, event_inserted_at, event_id, event_type, number, outcome, delivery_created_at)
+		SELECT now(), mailhook.uuid7(now() + interval '1 minute'), mailhook.uuid7(), s.id, 'acme', now(), 0, 'email.sent', 1, 'dns', now() FROM mailhook.subscriptions AS s, generate_series(1, $1)`, scanRows)
+	told := b.explained(t, event, id)
+	says(t, told, true, "not all of it was read", "GET /v1/deliveries")
+	if strings.Contains(fmt.Sprint(told["summary"]), "replay") {
+		t.Error(told["summary"])
+	}
+}
+
 // Missing events: a type that is not selected, a filter that is too tight.
 func TestTroubleshootMissingEvents(t *testing.T) {
 	t.Parallel()
@@ -134,6 +150,12 @@ func TestTroubleshootMissingEvents(t *testing.T) {
 	passing := `{"event_type": "email.sent", "recipient": "r@example.com", "campaign_id": 7, "data": {"meta_data": {"country": "DE"}, "n": 1.5, "tag": "vip"}}`
 	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/pause", nil)
 	says(t, b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/explain", passing), true, "The event would be held: the subscription is paused (user)")
+	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/resume", nil)
+	b.Exec(t, `INSERT INTO mailhook.subscription_health (subscription_id, wait_until) SELECT id, '2999-01-01Z' FROM mailhook.subscriptions
+		ON CONFLICT (subscription_id) DO UPDATE SET wait_until = excluded.wait_until`)
+	says(t, b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/explain", passing), true, "The event would be held: the endpoint has asked for a pause until 2999-01-01 00:00:00 UTC.")
+	b.Exec(t, "UPDATE mailhook.subscription_health SET wait_until = '2026-01-01Z'")
+	says(t, b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/explain", passing), true, "The event would be delivered, as email.sent.")
 	b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/deactivate", nil)
 	says(t, b.must(t, 200, b.acme, "POST", "/v1/subscriptions/"+id+"/explain", passing), false, "The event would not be delivered: the subscription is inactive")
 	b.mustFail(t, 422, "event_type", "required", b.acme, "POST", "/v1/subscriptions/"+id+"/explain", object{})

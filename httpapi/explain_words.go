@@ -49,7 +49,7 @@ func (s *server) summaryOfDelivery(ctx context.Context, d DeliveryWithAttempts, 
 	case "cancelled":
 		return fmt.Sprintf("Cancelled at %s, %s; %s.", at(time.Time(*d.EndedAt)), reasonOf(d.EndedReason), tried), nil
 	case "sending":
-		return "A request is under way; before it " + tried + ".", nil
+		return "A worker has it: its request is under way, or waits for its batch or its turn; before it " + tried + ".", nil
 	case "held":
 		held, err := s.holdOf(ctx, d.HeldReason, to)
 		return "Held, not dropped: " + held + "; " + tried + ".", err
@@ -76,7 +76,7 @@ func (s *server) summaryAhead(ctx context.Context, event db.Event, to db.Subscri
 		reason = to.Status
 	case account.Status == "suspended":
 		reason = "account"
-	case health.OpenedAt != nil:
+	case health.OpenedAt != nil, health.WaitUntil != nil && health.WaitUntil.After(time.Now()):
 		reason = "circuit"
 	default:
 		return "The event would be delivered, as " + event.EventType + ".", nil

@@ -18,7 +18,7 @@ import (
 // Bounds of filters, where huma's tags do not state them.
 const (
 	maxFilterBytes    = 1000
-	maxFilterValues   = 200
+	maxFilterValues   = 200 // of each filter, and of all conditions together
 	maxDataConditions = 10
 	maxPathNames      = 5
 	maxPathBytes      = 200
@@ -95,7 +95,7 @@ type dataInput map[string]json.RawMessage
 func (dataInput) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: &huma.Schema{},
-		Description: `Conditions on fields of data as receivers get it, by path: names with dots between them (a dot within a name is \.). Each is a value, a list of values (any of them) or {"prefix": […]} (a text that begins with one of them). At most 10; PATCH sets one by one, and null removes one. An array matches by any of its first 200 elements.`,
+		Description: `Conditions on fields of data as receivers get it, by path: names with dots between them (a dot within a name is \.). Each is a value, a list of values (any of them) or {"prefix": […]} (a text that begins with one of them). At most 10; PATCH sets one by one, and null removes one. An array matches by any of its first 200 elements; on a path of 2, 3, 4 or 5 names by the first 20, 7, 4 or 3. All conditions together, those from campaign_id on too, have at most 200 values.`,
 		Examples:    []any{map[string]any{"plan": []string{"pro"}, "meta_data.country": map[string]any{"prefix": []string{"D"}}}},
 	}
 }
@@ -248,6 +248,13 @@ func applyConditions(in filtersInput, to *db.Subscription) (found []FieldError) 
 	}
 	found = append(found, applyData(in.Data, byName)...)
 	conditions := slices.SortedFunc(maps.Values(byName), func(a, b condition) int { return cmp.Compare(a.name(), b.name()) })
+	count := 0
+	for _, c := range conditions {
+		count += len(c.Any) + len(c.Prefix)
+	}
+	if count > maxFilterValues {
+		found = append(found, FieldError{"filters", "too_many", fmt.Sprintf("must have at most %d values in campaign_id, list_id, tag, recipient_domain, message_class and data together, and would have %d", maxFilterValues, count)})
+	}
 	text, err := json.Marshal(append([]condition{}, conditions...))
 	if err != nil {
 		return append(found, FieldError{"filters", "invalid", "cannot be stored"})

@@ -71,6 +71,12 @@ func TestFiltersThatAreRefused(t *testing.T) {
 	b := setup(t)
 	long, many := strings.Repeat("x", 1001), slices.Repeat([]any{"x"}, 201)
 	data := func(path string, value any) object { return object{"data": object{path: value}} }
+	distinct := func(n int) (values []any) {
+		for i := range n {
+			values = append(values, fmt.Sprint(i))
+		}
+		return values
+	}
 	eleven := object{}
 	for i := range 11 {
 		eleven[fmt.Sprint("f", i)] = "x"
@@ -104,6 +110,7 @@ func TestFiltersThatAreRefused(t *testing.T) {
 		{data(`a\b`, "x"), `filters.data.a\b`, "invalid_path"},
 		{data(strings.Repeat("x", 201), "x"), cutField("filters.data." + strings.Repeat("x", 201)), "invalid_path"},
 		{object{"data": eleven}, "filters.data", "too_many"},
+		{object{"tag": distinct(101), "list_id": distinct(100)}, "filters", "too_many"},
 	} {
 		b.mustFail(t, 422, c.field, c.code, b.acme, "POST", "/v1/subscriptions", subscription(object{"filters": c.filters}))
 	}

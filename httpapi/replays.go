@@ -46,7 +46,7 @@ type createReplayRequest struct {
 		EventTypes    optional[[]string] `json:"event_types,omitempty" maxItems:"50" doc:"Nodes of the type hierarchy. Default: whatever the subscription names."`
 		Status        optional[string]   `json:"status,omitempty" enum:"exhausted,all" doc:"exhausted: its exhausted deliveries. all: every event that it matches today. Default: exhausted."`
 		DryRun        optional[bool]     `json:"dry_run,omitempty" doc:"Only count."`
-		RatePerSecond optional[float64]  `json:"rate_per_second,omitempty" exclusiveMinimum:"0" maximum:"1000" doc:"Default: 50."`
+		RatePerSecond optional[float64]  `json:"rate_per_second,omitempty" minimum:"1" maximum:"1000" doc:"Default: 50."`
 	} `nameHint:"CreateReplayBody"`
 }
 

@@ -35,7 +35,7 @@ type SubscriptionInput struct {
 	Timeout            optional[string]        `json:"timeout,omitempty" doc:"For the whole request: 1s to 60s. Default: 15s."`
 	MaxInFlight        optional[int32]         `json:"max_in_flight,omitempty" minimum:"1" maximum:"1000" doc:"Requests under way at one time. Default: 32."`
 	Ordering           optional[string]        `json:"ordering,omitempty" enum:"none,message,recipient" doc:"Deliveries of one message, or of one recipient, go one after another: a failing one holds up its own only. Default: none."`
-	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" exclusiveMinimum:"0" maximum:"10000" doc:"Default: null, no limit."`
+	RateLimitPerSecond optional[float64]       `json:"rate_limit_per_second,omitempty" minimum:"0.001" maximum:"10000" doc:"Requests. Default: null, no limit."`
 	Batch              optional[batchInput]    `json:"batch,omitempty" doc:"Several events in one request, where the format has arrays. Default: null, one event a request."`
 }
 

@@ -195,6 +195,7 @@ func TestInvalidInputStoresNothing(t *testing.T) {
 		{object{"max_in_flight": 1001}, "max_in_flight", "out_of_range"},
 		{object{"max_in_flight": 1.5}, "max_in_flight", "wrong_type"},
 		{object{"rate_limit_per_second": 0}, "rate_limit_per_second", "out_of_range"},
+		{object{"rate_limit_per_second": 1e-308}, "rate_limit_per_second", "out_of_range"},
 		{object{"rate_limit_per_second": 10001}, "rate_limit_per_second", "out_of_range"},
 		{object{"status": "suspended"}, "status", "not_allowed"},
 		{object{"secret": "too-short-secret"[:15]}, "secret", "invalid_secret"},

@@ -156,13 +156,10 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	if isHeadTaken(err) {
 		return 1, nil // look again at once
 	}
-	if isDataError(err) {
-		return d.halve(ctx, after, probes, rows)
+	if isUndispatchable(err) {
+		return d.halve(ctx, after, probes, rows, err)
 	}
 	if err != nil {
-		if sqlState(err) == "57014" { // its time was over, and the same batch would take as long again
-			d.limit = max(1, rows/2)
-		}
 		return 0, err
 	}
 	if d.limit = min(d.w.cfg.BatchRows, 2*d.limit); time.Since(now) > slowBatch {
@@ -304,11 +301,18 @@ func idPrefix() string {
 	return hex.EncodeToString(id[:12])
 }
 
-// halve makes the next batch smaller after a data error, until the row that causes it stands alone and is quarantined.
-func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, rows int) (int, error) {
-	if rows > 1 {
+// isUndispatchable says that the same batch would fail again: for data that PostgreSQL refuses, or because its time was over.
+func isUndispatchable(err error) bool { return isDataError(err) || sqlState(err) == "57014" }
+
+// halve makes the next batch smaller, until the row that is the cause stands alone and is quarantined.
+func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, rows int, cause error) (int, error) {
+	if rows > 1 && isDataError(cause) {
 		d.limit = rows / 2
 		return 1, nil // look again at once
+	}
+	if rows > 1 { // each look costs the whole time
+		d.limit = max(1, rows/8)
+		return 0, cause
 	}
 	id, err := d.peek(ctx, after, probes)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -323,9 +327,18 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 		d.learn(taken, time.Now())
 		return 1, nil
 	}
-	if !isDataError(err) {
+	if isDataError(err) {
+		return 1, d.quarantine(ctx, id, err)
+	}
+	if !isUndispatchable(err) {
 		return 0, err
 	}
+	// The row, or a database that stands still? Where none waits behind it, that need not be known.
+	next, nextErr := d.take(ctx, id, nil, 1, 1, batchBytes)
+	if nextErr != nil || len(next) == 0 {
+		return 0, errors.Join(err, nextErr)
+	}
+	d.learn(next, time.Now())
 	return 1, d.quarantine(ctx, id, err)
 }
 
@@ -342,6 +355,9 @@ func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) erro
 
 // reason is the message of a database error, without its details and values: those quote the row.
 func reason(err error) string {
+	if sqlState(err) == "57014" {
+		return "its dispatch does not end in time: look at the filters of its account"
+	}
 	var pgErr interface{ SQLState() string }
 	if errors.As(err, &pgErr) {
 		return firstLine(db.Message(err))

@@ -260,6 +260,28 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// An event that no dispatch gets done with in its time holds up what is behind it until it stands alone; then that goes on.
+func TestAnEventThatTakesTooLongIsQuarantined(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "*")
+	b.Exec(t, `CREATE FUNCTION public.linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$`)
+	b.Exec(t, `CREATE TRIGGER linger BEFORE INSERT ON mailhook.events_default FOR EACH ROW WHEN (NEW.recipient = 'slow@example.com') EXECUTE FUNCTION public.linger()`)
+	// Of a day without a partition.
+	b.Exec(t, `INSERT INTO mailhook.outbox (inserted_at, event_type, recipient) VALUES (now() - interval '90 days', 'email.sent', 'slow@example.com')`)
+	b.Exec(t, `INSERT INTO mailhook.outbox (event_type, data) SELECT 'email.sent', json_build_object('n', n) FROM generate_series(1, 10) AS n`)
+	c := b.config()
+	c.BatchRows = 4
+	b.run(t, c)
+	b.settled(t)
+	if n := len(b.waitFor(t, 10)); n != 10 {
+		t.Errorf("%d neighbours delivered", n)
+	}
+	if got := dbtest.QueryOne[string](t, b.DB, "SELECT string_agg(recipient || ' ' || error_code || ' ' || reason, ', ') FROM mailhook.quarantine"); got != "slow@example.com 57014 its dispatch does not end in time: look at the filters of its account" {
+		t.Errorf("quarantine: %s", got)
+	}
+}
+
 func TestInFlightCapHolds(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

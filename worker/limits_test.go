@@ -367,6 +367,26 @@ func TestReplayRateIsOfAllWorkers(t *testing.T) {
 	}
 }
 
+// What a step leaves of the time, less than an event's, counts in the next one.
+func TestAReplayKeepsItsRate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "status = 'paused'")
+	b.deadLetters(t, id, 50)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, advanced_at)
+		VALUES ($1, 'default', now() - interval '1 hour', now(), 'exhausted', 7, 50, now() - interval '250 ms')`, id)
+	before := dbtest.QueryOne[time.Time](t, b.DB, "SELECT advanced_at FROM mailhook.replays")
+	w := b.idleWorker(t, b.config())
+	if err := w.advance(t.Context(), db.ListRunningReplaysRow{ID: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays")}, replayScan); err != nil {
+		t.Fatal(err)
+	}
+	n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries")
+	after := dbtest.QueryOne[time.Time](t, b.DB, "SELECT advanced_at FROM mailhook.replays")
+	if want := before.Add(time.Duration(n) * time.Second / 7); n == 0 || after.Sub(want).Abs() > time.Millisecond {
+		t.Errorf("%d released, and the rate is counted from %v on, want %v", n, after.Sub(before), want.Sub(before))
+	}
+}
+
 // Dead endpoints with retries due take every slot, those that dispatch would need too (P5).
 func TestSlowEndpointsLeaveRoomForHealthyOnes(t *testing.T) {
 	t.Parallel()

@@ -275,7 +275,7 @@ func (c wantedCondition) holds(fields map[string]any) bool {
 		paths = [][]string{{c.Field}}
 	}
 	for _, path := range paths {
-		for _, value := range reach([]any{fields}, path) {
+		for _, value := range reach([]any{fields}, path, []int{200, 20, 7, 4, 3}[len(path)-1]) {
 			if c.takes(value) {
 				return true
 			}
@@ -284,8 +284,8 @@ func (c wantedCondition) holds(fields map[string]any) bool {
 	return false
 }
 
-// reach follows a path, through arrays by each of their first 200 elements.
-func reach(values []any, path []string) []any {
+// reach follows a path, through arrays by each of their first elements.
+func reach(values []any, path []string, elements int) []any {
 	if len(path) == 0 {
 		return values
 	}
@@ -295,12 +295,12 @@ func reach(values []any, path []string) []any {
 		switch member := object[path[0]].(type) {
 		case nil:
 		case []any:
-			next = append(next, member[:min(len(member), 200)]...)
+			next = append(next, member[:min(len(member), elements)]...)
 		default:
 			next = append(next, member)
 		}
 	}
-	return reach(next, path[1:])
+	return reach(next, path[1:], elements)
 }
 
 // takes: texts as they are, numbers and booleans as what is written like one.

@@ -164,7 +164,14 @@ func TestADayThatIsNeededStays(t *testing.T) {
 		VALUES (gen_random_uuid(), $1, 'default', $2, 1, 'email.sent', 1, 'schedule_ended', now(), now())`, id, deadLetter)
 	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, after_inserted_at)
 		VALUES ($1, 'default', $2, now(), 'all', 1, 1, $2)`, id, replay.Add(-time.Hour))
+	// One that has run for a week keeps nothing any more.
+	old := b.pastDay(t, 41)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, after_inserted_at, created_at)
+		VALUES ($1, 'default', $2::timestamptz, $2::timestamptz + interval '1 hour', 'all', 1, 1, $2, now() - interval '8 days')`, id, old)
 	w.retainOnce(t.Context(), time.Now().UTC())
+	if b.hasDay(t, old) {
+		t.Error("a replay of last week keeps its day")
+	}
 	for what, at := range map[string]time.Time{"unfinished delivery": delivery, "dead letter": deadLetter, "running replay": replay} {
 		if !b.hasDay(t, at) {
 			t.Errorf("the day of a %s is gone", what)

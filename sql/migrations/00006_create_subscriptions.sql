@@ -6,13 +6,16 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  -- 200 elements of an array are looked at: what an event costs is bounded.
+  -- What an event costs is bounded: 200 elements of an array are looked at, or 400 at most where arrays are within arrays.
   RETURN CASE condition ->> 'field'
     WHEN 'tag' THEN ARRAY['$.tag[0 to 199]', '$.tags[0 to 199]', '$.category[0 to 199]']
     WHEN 'list_id' THEN ARRAY['$.list_id[0 to 199]', '$.list_ids[0 to 199]']
     ELSE ARRAY['$' || (
-      SELECT string_agg('.' || to_json(step.name)::text || '[0 to 199]', '' ORDER BY step.nth)
-      FROM jsonb_array_elements_text(coalesce(condition -> 'path', jsonb_build_array(condition ->> 'field'))) WITH ORDINALITY AS step (name, nth))]
+      SELECT string_agg(format('.%s[0 to %s]', to_json(step.name), (ARRAY[199, 19, 6, 3, 2])[step.names]), '' ORDER BY step.nth)
+      FROM (
+        SELECT p.name, p.nth, count(*) OVER () AS names
+        FROM jsonb_array_elements_text(coalesce(condition -> 'path', jsonb_build_array(condition ->> 'field'))) WITH ORDINALITY AS p (name, nth)
+      ) AS step)]
   END;
 END
 $$;
@@ -96,7 +99,7 @@ CREATE TABLE mailhook.subscriptions (
   CONSTRAINT subscriptions_retry_jitter_check CHECK (retry_jitter BETWEEN 0 AND 1),
   CONSTRAINT subscriptions_timeout_check CHECK (timeout BETWEEN '1 second' AND '60 seconds'),
   CONSTRAINT subscriptions_max_in_flight_check CHECK (max_in_flight BETWEEN 1 AND 1000),
-  CONSTRAINT subscriptions_rate_limit_per_second_check CHECK (rate_limit_per_second > 0),
+  CONSTRAINT subscriptions_rate_limit_per_second_check CHECK (rate_limit_per_second BETWEEN 0.001 AND 10000),
   CONSTRAINT subscriptions_success_rule_check CHECK (success_rule IN ('2xx', '200')),
   CONSTRAINT subscriptions_batch_max_events_check CHECK (batch_max_events BETWEEN 1 AND 1000),
   CONSTRAINT subscriptions_batch_max_wait_check CHECK (batch_max_wait BETWEEN '0 seconds' AND '60 seconds'),

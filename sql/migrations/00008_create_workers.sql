@@ -74,7 +74,7 @@ CREATE TABLE mailhook.replays (
   CONSTRAINT replays_id_pkey PRIMARY KEY (id),
   CONSTRAINT replays_source_check CHECK (source IN ('exhausted', 'all')),
   CONSTRAINT replays_state_check CHECK (state IN ('running', 'done', 'cancelled')),
-  CONSTRAINT replays_rate_per_second_check CHECK (rate_per_second > 0)
+  CONSTRAINT replays_rate_per_second_check CHECK (rate_per_second BETWEEN 1 AND 1000)
 );
 CREATE INDEX replays_id_idx ON mailhook.replays (id) WHERE state = 'running';
 -- For lists.
@@ -88,7 +88,7 @@ COMMENT ON COLUMN mailhook.replays.source IS 'exhausted: its dead letters. all: 
 COMMENT ON COLUMN mailhook.replays.matched IS 'How many there were when it was made.';
 COMMENT ON COLUMN mailhook.replays.matched_at_least IS 'There may have been more: counting stops at a bound.';
 COMMENT ON COLUMN mailhook.replays.after_inserted_at IS 'With after_id: the event it has come to.';
-COMMENT ON COLUMN mailhook.replays.advanced_at IS 'When the last rows were released; the rate is counted from here.';
+COMMENT ON COLUMN mailhook.replays.advanced_at IS 'The rate is counted from here: when rows were released last, less the part of a row that was left.';
 
 -- +goose Down
 DROP TABLE mailhook.replays, mailhook.test_deliveries, mailhook.task_leases, mailhook.workers;

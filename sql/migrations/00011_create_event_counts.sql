@@ -53,10 +53,10 @@ RETURN CASE
     SELECT FROM mailhook.dead_letters AS l
     WHERE l.event_inserted_at >= day::timestamp AT TIME ZONE 'UTC' AND l.event_inserted_at < (day + 1)::timestamp AT TIME ZONE 'UTC'
   ) THEN 'dead_letter'
-  -- A replay reads upwards from where it has come to.
+  -- A replay reads upwards from where it has come to. It keeps nothing for longer than a week, however slow its customer wants it.
   WHEN EXISTS (
     SELECT FROM mailhook.replays AS r
-    WHERE r.state = 'running' AND r.source = 'all' AND r.after_inserted_at < (day + 1)::timestamp AT TIME ZONE 'UTC'
+    WHERE r.state = 'running' AND r.source = 'all' AND r.created_at > statement_timestamp() - interval '7 days' AND r.after_inserted_at < (day + 1)::timestamp AT TIME ZONE 'UTC'
       AND r.until > day::timestamp AT TIME ZONE 'UTC'
   ) THEN 'replay'
   ELSE ''
