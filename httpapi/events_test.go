@@ -134,6 +134,13 @@ func TestGetEvent(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 
+	b.Exec(t, `UPDATE mailhook.events SET message_id = 'm-1', data = '{"ip_address": "192.0.2.7"}', occurred_at = '2026-01-02 03:04:05Z' WHERE mailhook.event_id(inserted_at, id) = $1`, id)
+	told := b.must(t, 200, b.acme, "GET", "/v1/events/"+id, nil)
+	data := told["data"].(object)
+	if data["message_id"] != "m-1" || data["ip_address"] != "192.0.2.7" || data["recipient"] != "r@example.com" || told["timestamp"] != "2026-01-02T03:04:05.000Z" {
+		t.Error(told)
+	}
+
 	b.Exec(t, "UPDATE mailhook.events SET duplicate_of = 'evt_x' WHERE mailhook.event_id(inserted_at, id) = $1", id)
 	if got := b.must(t, 200, b.acme, "GET", "/v1/events/"+id, nil); got["state"] != "duplicate" || got["duplicate_of"] != "evt_x" {
 		t.Error(got)

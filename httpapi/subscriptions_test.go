@@ -516,6 +516,14 @@ func TestListSubscriptions(t *testing.T) {
 	if got := b.walk(t, b.admin, "/v1/subscriptions?account_id=evil", "3"); !slices.Equal(got, []string{other}) {
 		t.Error(got)
 	}
+	for _, one := range b.must(t, 200, b.acme, "GET", "/v1/subscriptions", nil)["data"].([]any) {
+		one := one.(object)
+		got := b.must(t, 200, b.acme, "GET", "/v1/subscriptions/"+one["id"].(string), nil)
+		delete(got, "secrets") // of one alone
+		if fmt.Sprint(one) != fmt.Sprint(got) || one["created_at"] == nil || one["channel"] == nil {
+			t.Errorf("listed %v, want %v", one, got)
+		}
+	}
 	all := b.must(t, 200, b.admin, "GET", "/v1/subscriptions?limit=2", nil)
 	if _, ok := all["usage"]; ok {
 		t.Error("usage in a list of all accounts")

@@ -30,7 +30,8 @@ func (w *Worker) deliverBatch(ctx context.Context, sender *sender, deliveries []
 		w.conclude(append(t.outcomes, unrenderable(broken)...))
 		took, deliveries = max(took, t.took), rest
 		if t.isClosed {
-			w.putBack(w.batches.takeBack(id), time.Second) // by then it is recorded what holds them
+			w.putBack(append(rest, w.batches.takeBack(id)...), time.Second) // by then it is recorded what holds them
+			break
 		}
 	}
 	w.leases.end(id, took)
@@ -67,6 +68,9 @@ func unrenderable(deliveries []*delivery) []outcome {
 // event that the receiver will not have is found and all others are delivered: one of n takes 2·log2 n requests. Those are
 // made one after the other in the slot of the batch, and no more of them: what is left is put off in the parts that it was
 // cut into, and cut further the next time.
+//
+// A 5xx may be about an event, too: a receiver that throws. The first attempt believes that it is about the endpoint. Each one
+// after it looks two cuts further whether a part is taken; where none is, the batch comes again as it was.
 type trial struct {
 	w      *Worker
 	ctx    context.Context
@@ -86,6 +90,7 @@ func (t *trial) run() {
 	}
 	t.outcomes = make([]outcome, n)
 	parts := []part{t.array.whole()}
+	broken, patience, anyTaken := 0, 1+2*t.array.deliveries[0].attempt, false
 	for budget := 2*bits.Len(uint(n-1)) + 2; budget > 0 && len(parts) > 0; budget-- {
 		var p part
 		p, parts = takeLongest(parts)
@@ -94,21 +99,29 @@ func (t *trial) run() {
 			parts = append(parts, p)
 			break
 		}
-		switch {
-		case o.delivered():
+		if o.delivered() {
+			broken, anyTaken = 0, true
 			continue
-		case o.refuses() && p.len() > 1:
+		}
+		if o.breaks() {
+			broken++
+		}
+		mayCut := o.refuses() || o.breaks() && broken < patience
+		if mayCut && p.len() > 1 {
 			parts = append(parts, p.halves()...)
 			continue
 		}
 		t.putOff(t.array.deliveries[p.from:p.to], p.from)
-		if !o.refuses() { // about the endpoint: more requests would end the same way
+		if !mayCut { // about the endpoint: more requests would end the same way
 			break
 		}
 	}
 	if t.outcomes[0].delivery == nil {
 		t.outcomes, t.unmade = nil, t.array.deliveries
 		return
+	}
+	if broken > 0 && !anyTaken {
+		parts = []part{t.array.whole()}
 	}
 	for _, p := range parts {
 		t.putOff(t.array.deliveries[p.from:p.to], p.from)

@@ -107,6 +107,67 @@ func TestAPoisonEventIsIsolated(t *testing.T) {
 	}
 }
 
+// A receiver that throws at one event: the first attempt takes it for the endpoint's failure, the second finds the event.
+func TestAnEventThatBreaksTheReceiverIsIsolated(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n, budget = 1000, 22
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		if strings.Contains(string(r.Body), `"n":617}`) {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	b.subscribe(t, "/", "email", "batch_max_events = 1000, "+longWait, "retry_schedule = '{1h,1h}'")
+	b.run(t, b.config())
+	b.emit(t, n)
+	putOff := func(attempt, n int64) {
+		dbtest.Eventually(t, "they are put off", func() bool {
+			return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = $1 AND lease_id IS NULL", attempt) == n
+		})
+	}
+	putOff(1, n)
+	if first := b.waitFor(t, 1); len(first) != 1 {
+		t.Errorf("%d requests at first", len(first))
+	}
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '1 second'")
+	putOff(2, 1)
+	if receipts := b.waitFor(t, 3); len(receipts) > 1+budget {
+		t.Errorf("%d requests", len(receipts))
+	}
+	if got := dbtest.QueryOne[int64](t, b.DB, "SELECT count(DISTINCT delivery_id) FROM mailhook.attempts WHERE ended_as = 'delivered'"); got != n-1 {
+		t.Errorf("%d delivered", got)
+	}
+}
+
+// While no part of it is taken a batch comes again as it was, and each attempt looks a little further.
+func TestABatchThatNobodyTakesStaysWhole(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		w.WriteHeader(http.StatusInternalServerError)
+		w.Write([]byte(strings.Repeat("x", 1000)))
+	})
+	b.subscribe(t, "/", "email", "batch_max_events = 64, "+longWait, "retry_schedule = '{1h,1h,1h}'")
+	b.run(t, b.config())
+	b.emit(t, 64)
+	for attempt, requests := range []int{1, 1 + 3, 1 + 3 + 5} {
+		dbtest.Eventually(t, "all are put off", func() bool {
+			return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = $1 AND lease_id IS NULL", attempt+1) == 64
+		})
+		receipts := b.waitFor(t, requests)
+		if len(receipts) != requests {
+			t.Errorf("%d requests after attempt %d, want %d", len(receipts), attempt+1, requests)
+		}
+		if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(DISTINCT batch_id) FROM mailhook.deliveries"); n != 1 {
+			t.Errorf("%d batches after attempt %d", n, attempt+1)
+		}
+		b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '1 second'")
+	}
+	if n := dbtest.QueryOne[int](t, b.DB, "SELECT max(octet_length(response_excerpt)) FROM mailhook.attempts"); n != batchExcerpt {
+		t.Errorf("%d bytes of an answer are kept with each event", n)
+	}
+}
+
 // Everything is refused: no more requests than the budget, and what is left is cut further each time.
 func TestARefusedBatchIsCutWithinItsBudget(t *testing.T) {
 	t.Parallel()

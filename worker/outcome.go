@@ -95,6 +95,9 @@ func (o outcome) refuses() bool {
 	return o.statusCode >= 400 && o.statusCode <= 499
 }
 
+// breaks: the receiver failed over the request, because of the endpoint or of an event in it.
+func (o outcome) breaks() bool { return o.statusCode >= 500 && o.statusCode <= 599 && !o.slows() }
+
 // slows: the receiver has more than it can take, or says so (RFC 9110, 15.6.3 to 15.6.5; RFC 6585, 4): fewer requests go
 // there, and none before its Retry-After.
 func (o outcome) slows() bool {

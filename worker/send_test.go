@@ -147,6 +147,23 @@ func TestWhatReceiversDo(t *testing.T) {
 	}
 }
 
+// What is kept of a long answer.
+func TestExcerpts(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(strings.Repeat("x", 100<<10))) }))
+	defer server.Close()
+	for _, kept := range []int{0, DefaultConfig().ExcerptBytes, 64 << 10} {
+		cfg := testClientConfig()
+		cfg.ExcerptBytes = kept
+		client := newClient(cfg)
+		o := client.attempt(t.Context(), carrying(t, "a", server.URL, "", ""), testDelivery())
+		client.close()
+		if len(o.excerpt) != kept || !o.delivered() {
+			t.Errorf("%s, %d bytes kept, want %d", o.word, len(o.excerpt), kept)
+		}
+	}
+}
+
 func testClientConfig() Config {
 	cfg := DefaultConfig()
 	cfg.AllowInsecureHTTP = true
