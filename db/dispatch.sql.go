@@ -162,7 +162,7 @@ elsewhere AS MATERIALIZED (
   ) AS x
 ),
 listening AS MATERIALIZED (
-  SELECT k.account_id, k.event_type, s.id AS subscription_id, s.created_at, s.ordering, s.event_types, s.rate_limit_per_second, s.batch_max_events,
+  SELECT k.account_id, k.event_type, s.id AS subscription_id, CASE WHEN s.has_backfill THEN '-infinity' ELSE s.created_at END AS wants_since, s.ordering, s.event_types, s.rate_limit_per_second, s.batch_max_events,
     s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.filter, s.id::text AS subscription_key,
     mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS cap,
     s.status = 'active'
@@ -179,7 +179,7 @@ listening AS MATERIALIZED (
     WHERE t.event_type = ANY (types.nodes) AND t.account_id = k.account_id
   ) AS named
   CROSS JOIN LATERAL (
-    SELECT b.id, b.status, b.created_at, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
+    SELECT b.id, b.status, b.created_at, b.has_backfill, b.max_in_flight, b.rate_limit_per_second, b.ordering, b.event_types, b.batch_max_events, b.filter_sending_domain, b.filter_sending_node,
       b.filter_bridge, b.filter_dedicated_ip, b.filter
     FROM mailhook.subscriptions AS b
     WHERE b.id = ANY (named.subscription_ids)
@@ -193,7 +193,7 @@ listening AS MATERIALIZED (
   ) AS h ON true
 ),
 measured AS (
-  SELECT l.account_id, l.event_type, l.subscription_id, l.created_at, l.ordering, l.event_types, l.rate_limit_per_second, l.batch_max_events, l.filter_sending_domain, l.filter_sending_node, l.filter_bridge, l.filter_dedicated_ip, l.filter, l.subscription_key, l.cap, l.may_start,
+  SELECT l.account_id, l.event_type, l.subscription_id, l.wants_since, l.ordering, l.event_types, l.rate_limit_per_second, l.batch_max_events, l.filter_sending_domain, l.filter_sending_node, l.filter_bridge, l.filter_dedicated_ip, l.filter, l.subscription_key, l.cap, l.may_start,
     least(
       share.requests * coalesce(l.batch_max_events, 1),
       CASE WHEN l.rate_limit_per_second IS NOT NULL
@@ -213,7 +213,7 @@ measured AS (
   OFFSET 0
 ),
 roomy AS MATERIALIZED (
-  SELECT m.account_id, m.event_type, m.subscription_id, m.created_at, m.ordering, m.requests, m.filter_sending_domain, m.filter_sending_node,
+  SELECT m.account_id, m.event_type, m.subscription_id, m.wants_since, m.ordering, m.requests, m.filter_sending_domain, m.filter_sending_node,
     m.filter_bridge, m.filter_dedicated_ip, m.filter,
     CASE
       WHEN NOT m.may_start OR m.width <= 0 THEN NULL
@@ -227,7 +227,7 @@ matched AS MATERIALIZED (
     mailhook.order_key(p.ordering, p.message_id, p.recipient) AS order_key
   FROM (
     SELECT e.inserted_at, e.id, e.account_id, e.event_type, e.recipient, e.message_id, e.sending_domain, e.sending_node, e.bridge, e.dedicated_address, e.data, e.fields,
-      r.subscription_id, r.created_at, r.ordering, r.requests, r.room, r.filter_sending_domain, r.filter_sending_node, r.filter_bridge,
+      r.subscription_id, r.wants_since, r.ordering, r.requests, r.room, r.filter_sending_domain, r.filter_sending_node, r.filter_bridge,
       r.filter_dedicated_ip, r.filter
     FROM (
       SELECT a.inserted_at, a.id, a.account_id, a.event_type, a.recipient, a.message_id, a.sending_domain, a.sending_node, a.bridge, a.dedicated_address,
@@ -242,7 +242,7 @@ matched AS MATERIALIZED (
     FULL JOIN roomy AS r ON r.account_id = e.account_id AND r.event_type = e.event_type
     OFFSET 0
   ) AS p
-  WHERE p.created_at <= p.inserted_at
+  WHERE p.wants_since <= p.inserted_at
     AND mailhook.passes_filters(p.sending_domain, p.sending_node, p.bridge, p.dedicated_address, p.fields,
       p.filter_sending_domain, p.filter_sending_node, p.filter_bridge, p.filter_dedicated_ip, p.filter)
     AND NOT mailhook.is_about(p.event_type, p.data, p.subscription_id)
@@ -424,8 +424,8 @@ type DispatchRow struct {
 // Room: what either lane leaves of it; NULL where nothing may start. The urgent one runs beside an ordinary dispatch or claim, and so has
 // its reserve alone; that it has of slow endpoints, too.
 // Fields are made once for each event, and only for filters that read them. FULL JOIN, for it is hashed: what has no partner has no
-// created_at or inserted_at, and is left out. A subscription gets the events inserted after it, but for what mailhook tells about
-// that one itself.
+// wants_since or inserted_at, and is left out. A subscription gets the events inserted after it, but for what mailhook tells about
+// that one itself; with a backfill all that are dispatched after it.
 // Of a key the first of the batch is free, unless something of it was there before.
 func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchRow, error) {
 	rows, err := q.db.Query(ctx, dispatch,

@@ -22,7 +22,7 @@ WITH event AS MATERIALIZED (
       $9::json) AS fields
 )
 SELECT (e.account_id = s.account_id)::boolean AS account_passed,
-  (s.created_at <= e.inserted_at)::boolean AS created_before_passed,
+  (s.has_backfill OR s.created_at <= e.inserted_at)::boolean AS created_before_passed,
   (s.status <> 'inactive')::boolean AS status_passed,
   (s.event_types && mailhook.event_type_ancestors(e.event_type))::boolean AS event_type_passed,
   coalesce(mailhook.passes_filters(e.sending_domain, NULL, NULL, NULL, NULL, s.filter_sending_domain, '{}', '{}', '{}', NULL), false)::boolean AS sending_domain_passed,
@@ -135,7 +135,7 @@ func (q *Queries) GetHealth(ctx context.Context, subscriptionID uuid.UUID) (GetH
 }
 
 const getSubscriptionOfHistory = `-- name: GetSubscriptionOfHistory :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.has_backfill, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND ($2::text IS NULL OR s.account_id = $2::text)
@@ -181,6 +181,7 @@ func (q *Queries) GetSubscriptionOfHistory(ctx context.Context, arg GetSubscript
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,

@@ -115,8 +115,10 @@ type Subscription struct {
 	Filter *string
 	// By which receivers of a format with asymmetric signatures verify: derived from the newest secret when that was stored.
 	PublicKey *string
-	CreatedAt time.Time
-	UpdatedAt time.Time
+	// A replay has what was dispatched before created_at. So all that is dispatched later is matched, also what was inserted before; without a backfill that is not.
+	HasBackfill bool
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
 	// Since when it has its status: held since, for a paused or suspended one. Kept by a trigger.
 	StatusChangedAt time.Time
 	// Raised by every change; workers compare it just before they send.

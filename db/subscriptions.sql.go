@@ -16,7 +16,7 @@ const createSubscription = `-- name: CreateSubscription :one
 INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
   event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
   retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second,
-  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key)
+  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, has_backfill)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[],
   $9, $10::text[],
   ARRAY(SELECT lower(given.value) FROM unnest($11::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
@@ -24,8 +24,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text[],
   ARRAY(SELECT host(given.value::inet) FROM unnest($14::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   $15, $16, $17::interval[], $18, $19, $20::interval, $21,
   $22, $23, $24, $25::interval, $26,
-  $27::jsonb, $28::jsonb, $29)
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, created_at, updated_at, status_changed_at, version, deleted_at
+  $27::jsonb, $28::jsonb, $29, $30)
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, has_backfill, created_at, updated_at, status_changed_at, version, deleted_at
 `
 
 type CreateSubscriptionParams struct {
@@ -58,6 +58,7 @@ type CreateSubscriptionParams struct {
 	ChannelSettings      []byte
 	FilterConditions     []byte
 	PublicKey            *string
+	HasBackfill          bool
 }
 
 // CreateSubscription adds a subscription. Filters are stored as dispatch compares them: domains by lower() of this
@@ -93,6 +94,7 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		arg.ChannelSettings,
 		arg.FilterConditions,
 		arg.PublicKey,
+		arg.HasBackfill,
 	)
 	var i Subscription
 	err := row.Scan(
@@ -126,6 +128,7 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,
@@ -257,7 +260,7 @@ func (q *Queries) ExpireSecrets(ctx context.Context, arg ExpireSecretsParams) er
 }
 
 const getSubscription = `-- name: GetSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.has_backfill, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -304,6 +307,7 @@ func (q *Queries) GetSubscription(ctx context.Context, arg GetSubscriptionParams
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,
@@ -385,7 +389,7 @@ func (q *Queries) ListLiveSecrets(ctx context.Context, subscriptionID uuid.UUID)
 }
 
 const listSubscriptions = `-- name: ListSubscriptions :many
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.has_backfill, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id < $1
   AND s.deleted_at IS NULL
@@ -441,6 +445,7 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 			&i.FilterConditions,
 			&i.Filter,
 			&i.PublicKey,
+			&i.HasBackfill,
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.StatusChangedAt,
@@ -458,7 +463,7 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 }
 
 const lockSubscription = `-- name: LockSubscription :one
-SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
+SELECT s.id, s.account_id, s.name, s.status, s.status_reason, s.channel_type, s.url, s.header_names, s.auth_type, s.event_types, s.filter_sending_domain, s.filter_sending_node, s.filter_bridge, s.filter_dedicated_ip, s.format, s.retry_preset, s.retry_schedule, s.retry_jitter, s.suspend_when_exhausted, s.timeout, s.max_in_flight, s.rate_limit_per_second, s.success_rule, s.batch_max_events, s.batch_max_wait, s.ordering, s.channel_settings, s.filter_conditions, s.filter, s.public_key, s.has_backfill, s.created_at, s.updated_at, s.status_changed_at, s.version, s.deleted_at
 FROM mailhook.subscriptions AS s
 WHERE s.id = $1
   AND s.deleted_at IS NULL
@@ -506,6 +511,7 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,
@@ -568,7 +574,7 @@ const setPublicKey = `-- name: SetPublicKey :one
 UPDATE mailhook.subscriptions AS s
 SET public_key = $1::text
 WHERE s.id = $2
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, created_at, updated_at, status_changed_at, version, deleted_at
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, has_backfill, created_at, updated_at, status_changed_at, version, deleted_at
 `
 
 type SetPublicKeyParams struct {
@@ -612,6 +618,7 @@ func (q *Queries) SetPublicKey(ctx context.Context, arg SetPublicKeyParams) (Sub
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,
@@ -625,7 +632,7 @@ const setSubscriptionStatus = `-- name: SetSubscriptionStatus :one
 UPDATE mailhook.subscriptions AS s
 SET status = $1, status_reason = $2
 WHERE s.id = $3
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, created_at, updated_at, status_changed_at, version, deleted_at
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, has_backfill, created_at, updated_at, status_changed_at, version, deleted_at
 `
 
 type SetSubscriptionStatusParams struct {
@@ -669,6 +676,7 @@ func (q *Queries) SetSubscriptionStatus(ctx context.Context, arg SetSubscription
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,
@@ -692,7 +700,7 @@ SET name = $1, channel_type = $2, url = $3, header_names = $4::text[], auth_type
   batch_max_wait = $21::interval, ordering = $22, channel_settings = $23::jsonb,
   filter_conditions = $24::jsonb, public_key = $25
 WHERE s.id = $26
-RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, created_at, updated_at, status_changed_at, version, deleted_at
+RETURNING id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type, event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format, retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second, success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, filter, public_key, has_backfill, created_at, updated_at, status_changed_at, version, deleted_at
 `
 
 type UpdateSubscriptionParams struct {
@@ -786,6 +794,7 @@ func (q *Queries) UpdateSubscription(ctx context.Context, arg UpdateSubscription
 		&i.FilterConditions,
 		&i.Filter,
 		&i.PublicKey,
+		&i.HasBackfill,
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.StatusChangedAt,

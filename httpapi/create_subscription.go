@@ -58,6 +58,7 @@ func (s *server) createSubscription(ctx context.Context, who caller, in *createS
 		return nil, err
 	}
 	wrong = append(wrong, faults...)
+	row.HasBackfill = back != nil
 	var answer Subscription
 	err = s.inTx(ctx, func(q *db.Queries) error {
 		if err := q.LockAccount(ctx, row.AccountID); err != nil {
@@ -206,6 +207,7 @@ func createParams(row db.Subscription) db.CreateSubscriptionParams {
 		Ordering:             row.Ordering,
 		ChannelSettings:      row.ChannelSettings,
 		FilterConditions:     row.FilterConditions,
+		HasBackfill:          row.HasBackfill,
 		PublicKey:            row.PublicKey,
 	}
 }

@@ -74,6 +74,9 @@ func TestBackfill(t *testing.T) {
 		if note, _ := replay["note"].(string); (over == "7d") != strings.Contains(note, "events are kept since") {
 			t.Errorf("%s: %v", over, replay)
 		}
+		if dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.subscriptions WHERE NOT has_backfill") > 0 {
+			t.Error("dispatch does not know of the backfill")
+		}
 		again := b.must(t, 200, b.acme, "GET", "/v1/replays/"+replay["id"].(string), nil)
 		if again["until"] != got["created_at"] || again["seconds_left"] != 1.0 {
 			t.Error(again)

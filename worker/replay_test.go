@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +52,33 @@ func TestReplayingBesideANewPartition(t *testing.T) {
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries"); n != 10 {
 		state := dbtest.QueryOne[string](t, b.DB, "SELECT state FROM mailhook.replays")
 		t.Errorf("%d of 10 events released, and the replay is %s", n, state)
+	}
+}
+
+// A backfill has what was dispatched before its subscription, and dispatch what was written before and dispatched later.
+func TestABackfillLeavesNothingOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, stop := b.run(t, b.config())
+	b.emit(t, 3)
+	b.settled(t)
+	stop()
+	b.emit(t, 2)
+	b.subscribe(t, "/without", "email")
+	id := b.subscribe(t, "/with", "email", "has_backfill = true")
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+		SELECT id, account_id, created_at - interval '1 hour', created_at, 'all', 1000, 3 FROM mailhook.subscriptions WHERE id = $1`, id)
+	b.run(t, b.config())
+	b.waitFor(t, 5)
+	dbtest.Eventually(t, "it has ended", func() bool { return dbtest.QueryOne[bool](t, b.DB, "SELECT state = 'done' FROM mailhook.replays") })
+	b.settled(t)
+	var got []string
+	for _, r := range b.waitFor(t, 5) {
+		got = append(got, r.Path+" "+r.ID)
+	}
+	slices.Sort(got)
+	if len(slices.Compact(got)) != 5 || !strings.HasPrefix(got[0], "/with ") || len(b.waitFor(t, 5)) != 5 {
+		t.Errorf("came: %v", got)
 	}
 }
 

@@ -83,6 +83,7 @@ CREATE TABLE mailhook.subscriptions (
   filter_conditions      jsonb NOT NULL DEFAULT '[]',
   filter                 jsonpath GENERATED ALWAYS AS (mailhook.filter_of(filter_conditions)) STORED,
   public_key             text,
+  has_backfill           boolean NOT NULL DEFAULT false,
   created_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   updated_at             timestamptz NOT NULL DEFAULT clock_timestamp(),
   status_changed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -129,6 +130,7 @@ COMMENT ON COLUMN mailhook.subscriptions.suspend_when_exhausted IS 'Preset mailj
 COMMENT ON COLUMN mailhook.subscriptions.timeout IS 'For the whole request: connecting, sending and reading the answer.';
 COMMENT ON COLUMN mailhook.subscriptions.max_in_flight IS 'Requests under way at one time, over all workers.';
 COMMENT ON COLUMN mailhook.subscriptions.success_rule IS 'Which answers are success: 2xx, or 200 alone; then another 2xx is the outcome http_2xx, and is retried.';
+COMMENT ON COLUMN mailhook.subscriptions.has_backfill IS 'A replay has what was dispatched before created_at. So all that is dispatched later is matched, also what was inserted before; without a backfill that is not.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_events IS 'Batches: how many events one request carries at most; NULL: one event a request, and no array.';
 COMMENT ON COLUMN mailhook.subscriptions.batch_max_wait IS 'Batches: how long the first event of a batch waits for others.';
 COMMENT ON COLUMN mailhook.subscriptions.ordering IS 'message, recipient: deliveries of one message, or of one recipient in whatever case, go one after another, those of others beside them; none: in no order.';

@@ -4,7 +4,7 @@
 INSERT INTO mailhook.subscriptions (id, account_id, name, status, status_reason, channel_type, url, header_names, auth_type,
   event_types, filter_sending_domain, filter_sending_node, filter_bridge, filter_dedicated_ip, format,
   retry_preset, retry_schedule, retry_jitter, suspend_when_exhausted, timeout, max_in_flight, rate_limit_per_second,
-  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key)
+  success_rule, batch_max_events, batch_max_wait, ordering, channel_settings, filter_conditions, public_key, has_backfill)
 VALUES (@id, @account_id, @name, @status, sqlc.narg('status_reason'), @channel_type, @url, @header_names::text[],
   sqlc.narg('auth_type'), @event_types::text[],
   ARRAY(SELECT lower(given.value) FROM unnest(@filter_sending_domain::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
@@ -12,7 +12,7 @@ VALUES (@id, @account_id, @name, @status, sqlc.narg('status_reason'), @channel_t
   ARRAY(SELECT host(given.value::inet) FROM unnest(@filter_dedicated_ip::text[]) WITH ORDINALITY AS given (value, nth) ORDER BY given.nth),
   @format, sqlc.narg('retry_preset'), @retry_schedule::interval[], @retry_jitter, @suspend_when_exhausted, @timeout::interval, @max_in_flight,
   sqlc.narg('rate_limit_per_second'), @success_rule, sqlc.narg('batch_max_events'), sqlc.narg('batch_max_wait')::interval, @ordering,
-  @channel_settings::jsonb, @filter_conditions::jsonb, sqlc.narg('public_key'))
+  @channel_settings::jsonb, @filter_conditions::jsonb, sqlc.narg('public_key'), @has_backfill)
 RETURNING *;
 
 -- GetSubscription finds a subscription that is not deleted, of one account or, without @account_id, of any.
