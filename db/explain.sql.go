@@ -14,15 +14,15 @@ import (
 
 const explainMatch = `-- name: ExplainMatch :one
 WITH event AS MATERIALIZED (
-  SELECT $2::text AS account_id, $3::timestamptz AS inserted_at, $4::text AS event_type,
-    $5::text AS sending_domain, $6::text AS sending_node, $7::text AS bridge,
-    mailhook.address_of($8::text) AS address, $9::json AS data,
-    mailhook.fields_of($4::text, $10::text, $11::text, $12::text,
-      $5::text, $6::text, $7::text, $8::text,
-      $9::json) AS fields
+  SELECT $3::text AS account_id, $4::timestamptz AS inserted_at, $5::text AS event_type,
+    $6::text AS sending_domain, $7::text AS sending_node, $8::text AS bridge,
+    mailhook.address_of($9::text) AS address, $10::json AS data,
+    mailhook.fields_of($5::text, $11::text, $12::text, $13::text,
+      $6::text, $7::text, $8::text, $9::text,
+      $10::json) AS fields
 )
 SELECT (e.account_id = s.account_id)::boolean AS account_passed,
-  (s.has_backfill OR s.created_at <= e.inserted_at)::boolean AS created_before_passed,
+  (s.created_at <= e.inserted_at OR s.has_backfill AND s.created_at <= $1::timestamptz)::boolean AS created_before_passed,
   (s.status <> 'inactive')::boolean AS status_passed,
   (s.event_types && mailhook.event_type_ancestors(e.event_type))::boolean AS event_type_passed,
   coalesce(mailhook.passes_filters(e.sending_domain, NULL, NULL, NULL, NULL, s.filter_sending_domain, '{}', '{}', '{}', NULL), false)::boolean AS sending_domain_passed,
@@ -39,10 +39,11 @@ SELECT (e.account_id = s.account_id)::boolean AS account_passed,
   coalesce(e.address, '')::text AS dedicated_ip,
   mailhook.is_about(e.event_type, e.data, s.id)::boolean AS is_about_itself
 FROM event AS e
-JOIN mailhook.subscriptions AS s ON s.id = $1
+JOIN mailhook.subscriptions AS s ON s.id = $2
 `
 
 type ExplainMatchParams struct {
+	DispatchedAt   time.Time
 	SubscriptionID uuid.UUID
 	AccountID      string
 	InsertedAt     time.Time
@@ -76,6 +77,7 @@ type ExplainMatchRow struct {
 // values that it looked at.
 func (q *Queries) ExplainMatch(ctx context.Context, arg ExplainMatchParams) (ExplainMatchRow, error) {
 	row := q.db.QueryRow(ctx, explainMatch,
+		arg.DispatchedAt,
 		arg.SubscriptionID,
 		arg.AccountID,
 		arg.InsertedAt,

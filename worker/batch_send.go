@@ -70,7 +70,8 @@ func unrenderable(deliveries []*delivery) []outcome {
 // cut into, and cut further the next time.
 //
 // A 5xx may be about an event, too: a receiver that throws. The first attempt believes that it is about the endpoint. Each one
-// after it looks two cuts further whether a part is taken; where none is, the batch comes again as it was.
+// after it looks two cuts further whether a part is taken, for as long as one request may take; where none is, the batch comes again
+// as it was.
 type trial struct {
 	w      *Worker
 	ctx    context.Context
@@ -90,7 +91,8 @@ func (t *trial) run() {
 	}
 	t.outcomes = make([]outcome, n)
 	parts := []part{t.array.whole()}
-	broken, patience, anyTaken := 0, 1+2*t.array.deliveries[0].attempt, false
+	broken, patience, anyTaken, anyRefused := 0, 1+2*t.array.deliveries[0].attempt, false, false
+	started := time.Now()
 	for budget := 2*bits.Len(uint(n-1)) + 2; budget > 0 && len(parts) > 0; budget-- {
 		var p part
 		p, parts = takeLongest(parts)
@@ -106,7 +108,8 @@ func (t *trial) run() {
 		if o.breaks() {
 			broken++
 		}
-		mayCut := o.refuses() || o.breaks() && broken < patience
+		anyRefused = anyRefused || o.refuses()
+		mayCut := o.refuses() || o.breaks() && broken < patience && time.Since(started) < t.array.to.timeout
 		if mayCut && p.len() > 1 {
 			parts = append(parts, p.halves()...)
 			continue
@@ -120,7 +123,7 @@ func (t *trial) run() {
 		t.outcomes, t.unmade = nil, t.array.deliveries
 		return
 	}
-	if broken > 0 && !anyTaken {
+	if broken > 0 && !anyTaken && !anyRefused {
 		parts = []part{t.array.whole()}
 	}
 	for _, p := range parts {

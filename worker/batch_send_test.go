@@ -131,6 +131,7 @@ func TestAnEventThatBreaksTheReceiverIsIsolated(t *testing.T) {
 	}
 	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '1 second'")
 	putOff(2, 1)
+	dbtest.Eventually(t, "the others have ended", func() bool { return dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries") == 1 })
 	if receipts := b.waitFor(t, 3); len(receipts) > 1+budget {
 		t.Errorf("%d requests", len(receipts))
 	}

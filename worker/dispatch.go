@@ -44,7 +44,7 @@ type dispatcher struct {
 
 	floor   floor
 	sweep   sweep
-	limit   int     // rows a batch: halved by a data error
+	limit   int     // rows a batch: less after a data error or a time-out
 	fanOut  float64 // deliveries a row, of late; less than 0: none was seen yet
 	batched float64 // of these, for batches
 	full    bool    // the last batch was: there is more, no need to peek
@@ -304,7 +304,8 @@ func idPrefix() string {
 // isUndispatchable says that the same batch would fail again: for data that PostgreSQL refuses, or because its time was over.
 func isUndispatchable(err error) bool { return isDataError(err) || sqlState(err) == "57014" }
 
-// halve makes the next batch smaller, until the row that is the cause stands alone and is quarantined.
+// halve makes the next batch smaller, until the row that is the cause stands alone and is quarantined: for its data, or when its time
+// is over for the third time.
 func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, rows int, cause error) (int, error) {
 	if rows > 1 && isDataError(cause) {
 		d.limit = rows / 2
@@ -322,24 +323,28 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 		return 0, err
 	}
 	// Once more, for exactly this row: another worker may have taken the one that failed.
-	taken, err := d.take(ctx, maxID, []int64{id}, 1, 1, batchBytes)
-	if err == nil {
-		d.learn(taken, time.Now())
-		return 1, nil
+	alone := func() error {
+		taken, err := d.take(ctx, maxID, []int64{id}, 1, 1, batchBytes)
+		if err == nil {
+			d.learn(taken, time.Now())
+		}
+		return err
 	}
-	if isDataError(err) {
+	err = alone()
+	if sqlState(err) == "57014" { // for the last time, from memory by now, if it is not the database that stands still
+		asked := time.Now()
+		if _, peekErr := d.peek(ctx, after, probes); peekErr != nil || time.Since(asked) > time.Second {
+			return 0, errors.Join(err, peekErr)
+		}
+		err = alone()
+	}
+	switch {
+	case err == nil:
+		return 1, nil
+	case isUndispatchable(err):
 		return 1, d.quarantine(ctx, id, err)
 	}
-	if !isUndispatchable(err) {
-		return 0, err
-	}
-	// The row, or a database that stands still? Where none waits behind it, that need not be known.
-	next, nextErr := d.take(ctx, id, nil, 1, 1, batchBytes)
-	if nextErr != nil || len(next) == 0 {
-		return 0, errors.Join(err, nextErr)
-	}
-	d.learn(next, time.Now())
-	return 1, d.quarantine(ctx, id, err)
+	return 0, err
 }
 
 func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) error {

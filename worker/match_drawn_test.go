@@ -75,6 +75,7 @@ var (
 		{text: text(`{"meta_data": {"country": "DE", "plan": "pro"}}`)}, {text: text(`{"meta_data": [{"country": "AT"}, {"country": ["CH", "DK"]}, 7]}`)},
 		{text: text(`{"meta.data": {"a\"b": "pro"}, "recipient_domain": "example.com", "campaign_id": "c-7", "recipient": "pro"}`)},
 		{text: text(`{"plan": "pr\ud800", "tag": "vip"}`), unreadable: true}, {text: text(`{"plan": "päck", "tags": [` + strings.Repeat(`"x",`, 200) + `"vip"]}`)},
+		{text: text(`{"tags": [["vip"], "vip"], "plan": "pro", "meta_data": [{"country": [["DE"]]}]}`)}, {text: text(`{"tags": ["vip", "[,["], "plan": "pro", "meta_data": {"country": ["DE"]}}`)},
 		{text: text(`{"tags": [` + strings.Repeat(`"x",`, 199) + `"vip", "new"], "list_id": -7, "plan": "proper"}`)},
 	}
 	conditions = []wantedCondition{

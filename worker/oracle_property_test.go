@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
 	"strconv"
@@ -260,7 +261,18 @@ func (e wroteEvent) fields() map[string]any {
 			fields[name] = leaf
 		}
 	}
+	maps.DeleteFunc(fields, func(_ string, value any) bool { return hasArrayInArray(value, false) })
 	return fields
+}
+
+func hasArrayInArray(value any, within bool) bool {
+	switch value := value.(type) {
+	case []any:
+		return within || slices.ContainsFunc(value, func(v any) bool { return hasArrayInArray(v, true) })
+	case map[string]any:
+		return slices.ContainsFunc(slices.Collect(maps.Values(value)), func(v any) bool { return hasArrayInArray(v, false) })
+	}
+	return false
 }
 
 func (c wantedCondition) holds(fields map[string]any) bool {

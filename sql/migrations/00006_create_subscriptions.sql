@@ -273,15 +273,23 @@ DECLARE
     -- A leaf fills the field that it is made of, as in the body.
     'bounce_type', CASE WHEN event_type LIKE 'email.bounced.%' THEN leaf END,
     'message_class', CASE WHEN event_type NOT LIKE 'email.bounced.%' THEN leaf END));
+  fields  jsonb;
 BEGIN
-  RETURN coalesce(data::jsonb, '{}') || columns;
+  fields := coalesce(data::jsonb, '{}') || columns;
+  -- A path goes through all elements of an array that is in an array, however many there are.
+  IF data::text ~ '[\[,]\s*\[' THEN
+    SELECT coalesce(jsonb_object_agg(member.key, member.value), '{}') INTO fields
+    FROM jsonb_each(fields) AS member
+    WHERE NOT member.value @? 'strict $.** ? (@.type() == "array" && exists (@[*] ? (@.type() == "array")))';
+  END IF;
+  RETURN fields;
 EXCEPTION
   WHEN data_exception OR program_limit_exceeded THEN
     RETURN columns;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION mailhook.fields_of IS 'An event as filters see it: data as receivers get it, and recipient_domain, in lower case as far as it is ASCII.';
+COMMENT ON FUNCTION mailhook.fields_of IS 'An event as filters see it: data as receivers get it, but for members with arrays in arrays, and recipient_domain, in lower case as far as it is ASCII.';
 
 -- Inlined: a subscription without a filter pays for none.
 CREATE FUNCTION mailhook.passes_filters(sending_domain text, sending_node text, bridge text, address text, fields jsonb,

@@ -21,7 +21,7 @@ WITH event AS MATERIALIZED (
       sqlc.narg('data')::json) AS fields
 )
 SELECT (e.account_id = s.account_id)::boolean AS account_passed,
-  (s.has_backfill OR s.created_at <= e.inserted_at)::boolean AS created_before_passed,
+  (s.created_at <= e.inserted_at OR s.has_backfill AND s.created_at <= @dispatched_at::timestamptz)::boolean AS created_before_passed,
   (s.status <> 'inactive')::boolean AS status_passed,
   (s.event_types && mailhook.event_type_ancestors(e.event_type))::boolean AS event_type_passed,
   coalesce(mailhook.passes_filters(e.sending_domain, NULL, NULL, NULL, NULL, s.filter_sending_domain, '{}', '{}', '{}', NULL), false)::boolean AS sending_domain_passed,
