@@ -101,13 +101,7 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 	if n := len(out.Body.SameURL); n > 0 && out.Body.Matched {
 		out.Body.Hints = append(out.Body.Hints, fmt.Sprintf("%d more of the account's subscriptions send this event to the same URL: each request has its own delivery, all have this event's webhook-id", n))
 	}
-	out.Body.Summary, err = s.summary(ctx, out.Body, to)
-	if out.Body.Delivery == nil && !complete {
-		if out.Body.Matched {
-			out.Body.Summary = "The subscription matches the event as it is today."
-		}
-		out.Body.Summary += " Not all that was sent to it since was read: GET /v1/deliveries with subscription_id, since and until finds a delivery that there is."
-	}
+	out.Body.Summary, err = s.summary(ctx, out.Body, complete, to)
 	return out, err
 }
 

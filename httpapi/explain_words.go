@@ -21,16 +21,23 @@ func summaryOfState(event EventWithDeliveries) string {
 	return "The event is still in the outbox: no worker has dispatched it yet."
 }
 
-// summary is the reason in a sentence: what became of the delivery or, without one, why there is none.
-func (s *server) summary(ctx context.Context, e Explanation, to db.Subscription) (string, error) {
+// summary is the reason in a sentence: what became of the delivery or, without one, why there is none, as far as all was read.
+func (s *server) summary(ctx context.Context, e Explanation, complete bool, to db.Subscription) (string, error) {
 	if e.Delivery != nil {
 		return s.summaryOfDelivery(ctx, *e.Delivery, to)
 	}
+	unread := ""
+	if !complete {
+		unread = " Not all that was sent to it since was read: GET /v1/deliveries with subscription_id, since and until finds a delivery that there is."
+	}
 	if to.DeletedAt != nil {
-		return "Not delivered: the subscription was deleted at " + at(*to.DeletedAt) + ".", nil
+		return "Not delivered: the subscription was deleted at " + at(*to.DeletedAt) + "." + unread, nil
 	}
 	if failed := firstFailed(e.Conditions); failed != nil {
-		return "Not delivered: " + sentenceOf(*failed) + ".", nil
+		return "Not delivered: " + sentenceOf(*failed) + "." + unread, nil
+	}
+	if !complete {
+		return "The subscription matches the event as it is today." + unread, nil
 	}
 	return "The subscription matches the event as it is today, and there is no delivery: it was another when the event was dispatched, or its attempts are past their retention. A replay sends it.", nil
 }

@@ -95,7 +95,7 @@ type dataInput map[string]json.RawMessage
 func (dataInput) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: &huma.Schema{},
-		Description: `Conditions on fields of data as receivers get it, by path: names with dots between them (a dot within a name is \.). Each is a value, a list of values (any of them) or {"prefix": […]} (a text that begins with one of them). At most 10; PATCH sets one by one, and null removes one. An array matches by any of its first 200 elements; on a path of 2, 3, 4 or 5 names by the first 20, 7, 4 or 3. All conditions together, those from campaign_id on too, have at most 200 values.`,
+		Description: `Conditions on fields of data as receivers get it, by path: names with dots between them (a dot within a name is \.). Each is a value, a list of values (any of them) or {"prefix": […]} (a text that begins with one of them). At most 10; PATCH sets one by one, and null removes one. An array matches by any of its first 200 elements; on a path of 2, 3, 4 or 5 names by the first 20, 7, 4 or 3. A member with arrays in arrays matches nothing. All conditions together, those from campaign_id on too, have at most 200 values.`,
 		Examples:    []any{map[string]any{"plan": []string{"pro"}, "meta_data.country": map[string]any{"prefix": []string{"D"}}}},
 	}
 }

@@ -163,7 +163,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 			c.w.metrics.claimSeconds.Observe(time.Since(started).Seconds())
 		}
 	}
-	if sqlState(err) == "57014" {
+	if isOverTime(err) {
 		c.giveUp(time.Since(started))
 	} else if err == nil {
 		c.learn(result, time.Since(started))

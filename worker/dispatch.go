@@ -302,18 +302,18 @@ func idPrefix() string {
 }
 
 // isUndispatchable says that the same batch would fail again: for data that PostgreSQL refuses, or because its time was over.
-func isUndispatchable(err error) bool { return isDataError(err) || sqlState(err) == "57014" }
+func isUndispatchable(err error) bool { return isDataError(err) || isOverTime(err) }
 
 // halve makes the next batch smaller, until the row that is the cause stands alone and is quarantined: for its data, or when its time
 // is over for the third time.
 func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, rows int, cause error) (int, error) {
-	if rows > 1 && isDataError(cause) {
-		d.limit = rows / 2
-		return 1, nil // look again at once
-	}
-	if rows > 1 { // each look costs the whole time
+	if rows > 1 && isOverTime(cause) { // each look costs the whole time
 		d.limit = max(1, rows/8)
 		return 0, cause
+	}
+	if rows > 1 {
+		d.limit = rows / 2
+		return 1, nil // look again at once
 	}
 	id, err := d.peek(ctx, after, probes)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -331,7 +331,7 @@ func (d *dispatcher) halve(ctx context.Context, after int64, probes []int64, row
 		return err
 	}
 	err = alone()
-	if sqlState(err) == "57014" { // for the last time, from memory by now, if it is not the database that stands still
+	if isOverTime(err) { // for the last time, from memory by now, if it is not the database that stands still
 		asked := time.Now()
 		if _, peekErr := d.peek(ctx, after, probes); peekErr != nil || time.Since(asked) > time.Second {
 			return 0, errors.Join(err, peekErr)
@@ -360,7 +360,7 @@ func (d *dispatcher) quarantine(ctx context.Context, id int64, cause error) erro
 
 // reason is the message of a database error, without its details and values: those quote the row.
 func reason(err error) string {
-	if sqlState(err) == "57014" {
+	if isOverTime(err) {
 		return "its dispatch does not end in time: look at the filters of its account"
 	}
 	var pgErr interface{ SQLState() string }

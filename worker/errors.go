@@ -21,6 +21,9 @@ func isDataError(err error) bool {
 	return !isHeadTaken(err) && (strings.HasPrefix(code, "22") || strings.HasPrefix(code, "23") || strings.HasPrefix(code, "54"))
 }
 
+// isOverTime says whether the database ended a statement for its time, or for somebody who asked it to.
+func isOverTime(err error) bool { return sqlState(err) == "57014" }
+
 // isHeadTaken says whether another delivery of the same key became its head while a statement ran, which did not see it.
 func isHeadTaken(err error) bool {
 	var pgErr *pgconn.PgError

@@ -271,7 +271,7 @@ func TestAnEventThatTakesTooLongIsQuarantined(t *testing.T) {
 	b.Exec(t, `INSERT INTO mailhook.outbox (inserted_at, event_type, recipient) VALUES (now() - interval '90 days', 'email.sent', 'slow@example.com')`)
 	b.Exec(t, `INSERT INTO mailhook.outbox (event_type, data) SELECT 'email.sent', json_build_object('n', n) FROM generate_series(1, 10) AS n`)
 	c := b.config()
-	c.BatchRows = 1
+	c.BatchRows = 4
 	b.run(t, c)
 	b.settled(t)
 	if n := len(b.waitFor(t, 10)); n != 10 {

@@ -34,7 +34,7 @@ func (w *Worker) replay(ctx context.Context) {
 		for _, r := range running {
 			scan := cmp.Or(scans[r.ID], replayScan)
 			err := call(ctx, func(ctx context.Context) error { return w.advance(ctx, r, scan) })
-			if sqlState(err) == "57014" {
+			if isOverTime(err) {
 				scans[r.ID] = max(1, scan/4)
 			}
 			w.complain(ctx, "replay", err)

@@ -104,7 +104,7 @@ func (l *urgentLane) look(ctx context.Context) (bool, error) {
 	switch {
 	case err == nil:
 		l.d.limit = min(urgentBatch, 2*l.d.limit)
-	case sqlState(err) == "57014": // its time was over, and as many would take as long again; one is left to the ordinary lane
+	case isOverTime(err): // its time was over, and as many would take as long again; one is left to the ordinary lane
 		l.d.limit = max(1, len(ids)/2)
 		return len(ids) > 1, err
 	}

@@ -6,7 +6,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-  -- What an event costs is bounded: 200 elements of an array are looked at, or 400 at most where arrays are within arrays.
+  -- What an event costs is bounded: 200 elements are looked at, or 400 at most on a path of several names.
   RETURN CASE condition ->> 'field'
     WHEN 'tag' THEN ARRAY['$.tag[0 to 199]', '$.tags[0 to 199]', '$.category[0 to 199]']
     WHEN 'list_id' THEN ARRAY['$.list_id[0 to 199]', '$.list_ids[0 to 199]']
