@@ -92,7 +92,7 @@ func (f *field) checkMemory() {
 }
 
 // sessionsOfWorker is what one worker has, as it says at its start: --connections and one that listens.
-const sessionsOfWorker = 8
+const sessionsOfWorker = 9
 
 // mostLog is what a worker may log in a scenario: an outage must not fill a disk.
 const mostLog = 1 << 20

@@ -333,7 +333,9 @@ func TestBatchesThatComeAndGo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	id := b.subscribe(t, "/", "email")
-	b.run(t, b.config())
+	c := b.config()
+	c.BatchRows = 10 // a second dispatch runs now and then
+	b.run(t, c)
 	const rounds, each = 20, 50
 	for n := range rounds {
 		set := "batch_max_events = 10, batch_max_wait = '0s'"

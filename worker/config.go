@@ -27,7 +27,7 @@ type Config struct {
 	MaxBodyBytes int64
 	// BatchRows bounds the outbox rows of one dispatch.
 	BatchRows int
-	// Connections is how many sessions work, four of them for dispatch, claim, record, heartbeat and pulse alone, and one for
+	// Connections is how many sessions work, five of them for dispatch, claim, record, heartbeat and pulse alone, and one for
 	// retention; one more listens.
 	Connections int
 
@@ -75,7 +75,7 @@ func DefaultConfig() Config {
 		MaxInFlight:   1000,
 		MaxBodyBytes:  32 << 20,
 		BatchRows:     1000,
-		Connections:   7,
+		Connections:   8,
 		PollInterval:  5 * time.Second,
 		ClaimInterval: 200 * time.Millisecond,
 		Grace:         20 * time.Second,
@@ -99,8 +99,8 @@ func (c Config) Validate() error {
 		return errors.New("--batch-rows must be 1 to 10000")
 	case c.MaxBodyBytes < 1<<20:
 		return errors.New("--max-body-bytes must be at least 1 MiB")
-	case c.Connections < 6:
-		return errors.New("--connections must be at least 6")
+	case c.Connections < 7:
+		return errors.New("--connections must be at least 7")
 	case c.PollInterval < 100*time.Millisecond || c.ClaimInterval < 10*time.Millisecond:
 		return errors.New("--poll-interval must be at least 100ms and --claim-interval at least 10ms")
 	case c.ExcerptBytes < 0 || c.ExcerptBytes > 64<<10:

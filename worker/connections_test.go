@@ -372,7 +372,7 @@ func TestAWorkerBehindAPooler(t *testing.T) {
 		t.Errorf("%d advisory locks, watching %v", n, w.watching.Load())
 	}
 	stop()
-	if n := strings.Count(log.String(), "a pooler stands between"); n != 1 || !strings.Contains(log.String(), "connections=7 ") || strings.Contains(log.String(), "level=ERROR") {
+	if n := strings.Count(log.String(), "a pooler stands between"); n != 1 || !strings.Contains(log.String(), "connections=8 ") || strings.Contains(log.String(), "level=ERROR") {
 		t.Errorf("the pooler is said %d times:\n%s", n, log.String())
 	}
 }

@@ -41,6 +41,8 @@ type dispatcher struct {
 	w        *Worker
 	requests context.Context // of the requests it starts
 	urgent   bool            // of the urgent lane
+	isSecond bool            // runs beside the ordinary one
+	promised int             // to the second: deliveries for batches
 
 	floor   floor
 	sweep   sweep
@@ -167,6 +169,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	}
 	d.full = len(taken) >= rows || dataBytes(taken) >= batchBytes/2
 	d.learn(taken, time.Now())
+	d.offer(rows)
 	if !d.full {
 		d.sweep.came(math.MaxInt64, time.Now())
 	}
@@ -201,10 +204,7 @@ func (d *dispatcher) learn(taken []db.DispatchRow, now time.Time) {
 	if len(taken) == 0 {
 		return
 	}
-	ids := make([]int64, len(taken))
-	for i, row := range taken {
-		ids[i] = row.ID
-	}
+	ids := idsOf(taken)
 	slices.Sort(ids)
 	d.floor.saw(ids, now)
 	d.sweep.came(ids[len(ids)-1], now)
@@ -230,21 +230,19 @@ func learnRate(rate *float64, last float64) {
 // take runs the statement and starts what it leased.
 func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows, free int, bytes int64) ([]db.DispatchRow, error) {
 	w := d.w
-	leasing := &w.leasing
-	if d.urgent {
-		leasing = &w.urgentLeasing
-	}
-	leasing.Lock()
-	defer leasing.Unlock()
+	defer d.lockLeasing()()
 	// Once more under the lock: a claim may have taken of it.
 	room := w.leases.room(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
-	if d.urgent {
+	batched := min(room.batched, targetDeliveries)
+	switch {
+	case d.isSecond:
+		free, batched = 0, d.promised
+	case d.urgent:
 		free, bytes = min(free, room.urgent), min(bytes, room.urgentBytes)
-	} else {
+	default:
 		free, bytes = min(free, room.dispatch), min(bytes, room.bytes)
 	}
 	free = max(0, free)
-	batched := min(room.batched, targetDeliveries)
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !d.urgent)
 	started := time.Now()
 	var taken []db.DispatchRow
@@ -292,6 +290,20 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.metrics.dispatched(taken)
 	}
 	return taken, nil
+}
+
+// lockLeasing takes the lock that a dispatch holds from the count of what is in flight to its answer. The second one has none: what it
+// leases was promised to it.
+func (d *dispatcher) lockLeasing() (unlock func()) {
+	leasing := &d.w.leasing
+	switch {
+	case d.isSecond:
+		return func() {}
+	case d.urgent:
+		leasing = &d.w.urgentLeasing
+	}
+	leasing.Lock()
+	return leasing.Unlock
 }
 
 // idPrefix is the first 24 digits of the delivery ids that one dispatch makes: a UUIDv7 whose last 32 bits the statement

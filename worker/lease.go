@@ -24,9 +24,11 @@ type leases struct {
 	urgent         int // of these, by the urgent lane
 	unrecorded     int // without one any more
 	bytes          int64
-	batched        int                    // deliveries that wait for a batch or travel in one: without a slot
-	batchedBytes   int64                  // of event data, that of two deliveries of one event twice
-	batchedAt      time.Time              // one of them came or went
+	batched        int       // deliveries that wait for a batch or travel in one: without a slot
+	batchedBytes   int64     // of event data, that of two deliveries of one event twice
+	batchedAt      time.Time // one of them came or went
+	promised       int       // of these and of their event data, to the second dispatch
+	promisedBytes  int64
 	requests       int                    // with batches, each with a slot
 	starved        bool                   // a batch waits for a slot
 	unstarved      chan struct{}          // there may be one

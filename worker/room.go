@@ -34,15 +34,33 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 		free -= max(1, maxDeliveries/8) // what becomes free next is for batches
 	}
 	r := room{
-		dispatch: min(free, share-(ordinary-l.claimed)), claim: min(free, share-l.claimed), bytes: maxBytes - maxBytes/urgentPart - l.bytes,
+		dispatch: min(free, share-(ordinary-l.claimed)), claim: min(free, share-l.claimed), bytes: maxBytes - maxBytes/urgentPart - l.bytes - l.promisedBytes,
 		urgent: min(maxDeliveries-ordinary-l.requests, kept) - l.urgent, urgentClaim: maxDeliveries - l.deliveries - l.requests, urgentBytes: maxBytes - l.bytes,
 		more: l.freed,
 	}
 	r.anyBatched = time.Since(l.batchedAt) < time.Minute
 	if l.batchedBytes < maxBytes/2 {
-		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched)
+		r.batched = max(0, batchedOfEachSlot*maxDeliveries-l.batched-l.promised)
 	}
 	return r
+}
+
+// promise takes room for a second dispatch, until release, and leaves as much as the first may be taking. 0: there is none.
+func (l *leases) promise(maxDeliveries int, maxBytes int64) (batched int, bytes int64, release func()) {
+	r := l.room(maxDeliveries, maxBytes)
+	batched = max(0, min(r.batched-targetDeliveries, targetDeliveries))
+	bytes = max(0, min(r.bytes-batchBytes, batchBytes))
+	promise := func(sign int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.promised += sign * batched
+		l.promisedBytes += int64(sign) * bytes
+		if sign < 0 {
+			l.tell()
+		}
+	}
+	promise(1)
+	return batched, bytes, func() { promise(-1) }
 }
 
 // keptForUrgent is how many slots are kept for the urgent lane.

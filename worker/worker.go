@@ -15,7 +15,7 @@ import (
 
 // genericConnections are the sessions with generic plans, slowConnections those for statements that may take their time.
 const (
-	genericConnections = 4
+	genericConnections = 5
 	slowConnections    = 1
 )
 
@@ -36,8 +36,8 @@ type Worker struct {
 	cfg  Config
 	pool *db.Pool
 	q    *db.Queries
-	// Four sessions with generic plans for what must not queue behind a slow statement: dispatch, or a claim in its place;
-	// dispatch of the urgent lane; record; heartbeat and pulse.
+	// Five sessions with generic plans for what must not queue behind a slow statement: dispatch, or a claim in its place; the second
+	// dispatch; that of the urgent lane; record; heartbeat and pulse.
 	genericPool *db.Pool
 	genericQ    *db.Queries
 	// One for retention and erasures. The server ends a statement before its caller gives up: a call that is given up costs its pool all
@@ -66,6 +66,7 @@ type Worker struct {
 	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it
 	early  early
 	calm   calm
+	offers chan offer    // of the ordinary dispatch, to the second one
 	events chan struct{} // a notification: look into the outbox
 	tests  chan struct{} // a notification: look for test sends
 	due    chan struct{} // deliveries were left waiting: claim
@@ -128,6 +129,7 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 		outcomes: make(chan outcome, cfg.MaxInFlight),
 		returns:  make(chan returned, cfg.MaxInFlight),
 		busy:     make(chan struct{}, 1),
+		offers:   make(chan offer, 1), // the next one is there when the second dispatch has ended
 		events:   make(chan struct{}, 1),
 		tests:    make(chan struct{}, 1),
 		due:      make(chan struct{}, 1),
@@ -206,8 +208,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
 	for _, loop := range []func(context.Context){
-		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.dispatchUrgent(ctx, requests) },
-		func(ctx context.Context) { w.claim(ctx, requests) },
+		w.wake, func(ctx context.Context) { w.dispatch(ctx, requests) }, func(ctx context.Context) { w.dispatchSecond(ctx, requests) },
+		func(ctx context.Context) { w.dispatchUrgent(ctx, requests) }, func(ctx context.Context) { w.claim(ctx, requests) },
 		w.testSend, w.reconcileLeases, w.rescue, w.sweepOrder, w.cancel, w.hold, w.replay, w.erase, w.retain,
 	} {
 		loops.Go(func() error { loop(ctx); return nil })
