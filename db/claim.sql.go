@@ -445,7 +445,8 @@ type ClaimRow struct {
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
 // While this worker is new, others may still have more under way than their new shares: what they hold counts.
 // As in dispatch.
-// No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
+// No other statement leases beside a claim of the urgent lane, but for a second dispatch, which there is room for: so it has all that is left;
+// of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.
 // What to take of each, by when it was due. An open circuit: the probe. A release: its part, no more than half of the room
 // and of a rate limit, and what came later, which so does not wait for it.

@@ -290,7 +290,7 @@ blocked AS MATERIALIZED (
   SELECT DISTINCT i.subscription_id, i.order_key FROM inserted AS i WHERE i.next_attempt_at = 'infinity'
 ),
 batching AS MATERIALIZED (
-  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries
+  SELECT y.subscription_id, max(y.requests) AS requests, count(*) AS deliveries, max(y.room) - count(*) AS rest
   FROM ranked AS y
   WHERE y.requests IS NOT NULL
   GROUP BY y.subscription_id
@@ -308,6 +308,7 @@ listed AS MATERIALIZED (
     ARRAY(SELECT b.order_key FROM blocked AS b) AS blocked_order_keys,
     ARRAY(SELECT b.subscription_id FROM batching AS b ORDER BY b.subscription_id) AS batching_ids,
     ARRAY(SELECT b.requests FROM batching AS b ORDER BY b.subscription_id) AS batching_requests,
+    (SELECT bool_and(coalesce(b.rest >= 2 * $2::int, true)) FROM batching AS b) AS is_roomy,
     ARRAY(SELECT DISTINCT y.subscription_id FROM ranked AS y WHERE y.is_free AND y.nth > y.room) AS wanting
 )
 SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
@@ -336,6 +337,7 @@ SELECT a.id::bigint AS id, a.inserted_at::timestamptz AS inserted_at,
   listed.blocked_order_keys::bigint[] AS blocked_order_keys,
   listed.batching_ids::uuid[] AS batching_ids,
   listed.batching_requests::int[] AS batching_requests,
+  coalesce(listed.is_roomy, false)::boolean AS is_roomy,
   listed.wanting::uuid[] AS wanting
 FROM accepted AS a
 LEFT JOIN listed ON listed.event_id = a.id
@@ -386,6 +388,7 @@ type DispatchRow struct {
 	BlockedOrderKeys       []int64
 	BatchingIDs            []uuid.UUID
 	BatchingRequests       []int32
+	IsRoomy                bool
 	Wanting                []uuid.UUID
 }
 
@@ -394,7 +397,8 @@ type DispatchRow struct {
 // already leased to @worker_id as far as its free slots and each subscription's room go, waiting otherwise.
 // It answers a row for each outbox row that it took, with the event's body only where there is something to send. One of
 // them (the first by id) lists the leased deliveries: four arrays of the same length; the subscriptions that get
-// batches, with how many requests of each may be under way here; and those that want more room than they have. Deliveries for batches have free slots of their own
+// batches, with how many requests of each may be under way here, and whether all of these have room for two more such dispatches side by side; and those
+// that want more room than they have. Deliveries for batches have free slots of their own
 // (@free_batched), and their subscriptions room for max_in_flight times as many as a batch holds: the requests are
 // bounded by the worker.
 //
@@ -479,6 +483,7 @@ func (q *Queries) Dispatch(ctx context.Context, arg DispatchParams) ([]DispatchR
 			&i.BlockedOrderKeys,
 			&i.BatchingIDs,
 			&i.BatchingRequests,
+			&i.IsRoomy,
 			&i.Wanting,
 		); err != nil {
 			return nil, err

@@ -42,7 +42,6 @@ type dispatcher struct {
 	requests context.Context // of the requests it starts
 	urgent   bool            // of the urgent lane
 	isSecond bool            // runs beside the ordinary one
-	promised int             // to the second: deliveries for batches
 
 	floor   floor
 	sweep   sweep
@@ -164,12 +163,15 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 	if err != nil {
 		return 0, err
 	}
+	isWhole := d.limit >= d.w.cfg.BatchRows // else some row is looked for
 	if d.limit = min(d.w.cfg.BatchRows, 2*d.limit); time.Since(now) > slowBatch {
 		d.limit = max(1, len(taken)/2)
 	}
 	d.full = len(taken) >= rows || dataBytes(taken) >= batchBytes/2
 	d.learn(taken, time.Now())
-	d.offer(rows)
+	if isWhole {
+		d.offer(taken, rows)
+	}
 	if !d.full {
 		d.sweep.came(math.MaxInt64, time.Now())
 	}
@@ -236,7 +238,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	batched := min(room.batched, targetDeliveries)
 	switch {
 	case d.isSecond:
-		free, batched = 0, d.promised
+		free, batched, bytes = 0, targetDeliveries, secondBytes // promised to it
 	case d.urgent:
 		free, bytes = min(free, room.urgent), min(bytes, room.urgentBytes)
 	default:
@@ -281,7 +283,8 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 		w.headless.add(blockedKeys(listed)...)
 		if int(listed.Deliveries-listed.Blocked) > len(deliveries) { // some were written as waiting: for a slot, or for room
 			forBatches := countBatched(deliveries)
-			d.leftSome = len(deliveries)-forBatches >= free || forBatches >= batched
+			single := len(deliveries) - forBatches
+			d.leftSome = single >= free && int(listed.Deliveries-listed.Blocked-listed.ForBatches) > single || forBatches >= batched
 			if !isTold || d.leftSome {
 				signal(w.due)
 			}
@@ -292,8 +295,7 @@ func (d *dispatcher) take(ctx context.Context, after int64, probes []int64, rows
 	return taken, nil
 }
 
-// lockLeasing takes the lock that a dispatch holds from the count of what is in flight to its answer. The second one has none: what it
-// leases was promised to it.
+// lockLeasing takes the lock that a dispatch holds from the count of what is in flight to its answer. The second one has none.
 func (d *dispatcher) lockLeasing() (unlock func()) {
 	leasing := &d.w.leasing
 	switch {

@@ -4,7 +4,7 @@
 //	1 emit       the host's own transaction writes outbox (sql/migrations/00003_create_emit.sql)
 //	2 wake       wake.go       the gated NOTIFY, or the poll
 //	3 dispatch   dispatch.go   outbox → events + deliveries, the first ones leased to this worker
-//	             urgent.go     the same for what is urgent, beside it; pace.go turns under a rate limit
+//	             urgent.go     the same for what is urgent, beside it; second.go for batches; pace.go turns under a rate limit
 //	4 claim      claim.go      due deliveries: retries, released, rescued
 //	5 send       send.go       sender.go the request, db/format the body, sign.go the headers, db/egress the addresses it may reach
 //	             batch.go      where subscriptions want it, several in one request: array.go the body, batch_send.go what of it is refused

@@ -81,7 +81,7 @@ func (f *floor) saw(ids []int64, now time.Time) {
 	}
 }
 
-// passed takes note of the ids that the urgent lane has taken: nothing is missing there. Of those above the floor it remembers
+// passed takes note of the ids that the urgent lane or the second dispatch has taken: nothing is missing there. Of those above the floor it remembers
 // no more than it would holes; the rest become holes.
 func (f *floor) passed(ids []int64) {
 	slices.Sort(ids)
@@ -96,7 +96,7 @@ func (f *floor) passed(ids []int64) {
 	}
 }
 
-// early is the ids that the urgent lane has taken, on their way to the floor of the ordinary one.
+// early is the ids that the urgent lane and the second dispatch have taken, on their way to the floor of the ordinary one.
 type early struct {
 	mu  sync.Mutex
 	ids []int64

@@ -27,6 +27,10 @@ const urgentPart = 8
 func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.left(maxDeliveries, maxBytes)
+}
+
+func (l *leases) left(maxDeliveries int, maxBytes int64) room {
 	kept := keptForUrgent(maxDeliveries)
 	ordinary, share := l.deliveries-l.urgent, maxDeliveries-maxDeliveries/4
 	free := maxDeliveries - ordinary - l.requests - max(l.urgent, kept)
@@ -45,22 +49,26 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	return r
 }
 
-// promise takes room for a second dispatch, until release, and leaves as much as the first may be taking. 0: there is none.
-func (l *leases) promise(maxDeliveries int, maxBytes int64) (batched int, bytes int64, release func()) {
-	r := l.room(maxDeliveries, maxBytes)
-	batched = max(0, min(r.batched-targetDeliveries, targetDeliveries))
-	bytes = max(0, min(r.bytes-batchBytes, batchBytes))
-	promise := func(sign int) {
+// secondBytes bounds the event data of a second dispatch, and secondMemory is what that takes at most.
+const (
+	secondBytes  = 2 << 20
+	secondMemory = 2*secondBytes + targetDeliveries*512
+)
+
+// promise keeps room for a second dispatch until release, beside as much as the first may be taking; not ok: there is less.
+func (l *leases) promise(maxDeliveries int, maxBytes int64) (release func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r := l.left(maxDeliveries, maxBytes); r.batched < 2*targetDeliveries || r.bytes < batchBytes+secondMemory {
+		return nil, false
+	}
+	l.promised, l.promisedBytes = targetDeliveries, secondMemory
+	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.promised += sign * batched
-		l.promisedBytes += int64(sign) * bytes
-		if sign < 0 {
-			l.tell()
-		}
-	}
-	promise(1)
-	return batched, bytes, func() { promise(-1) }
+		l.promised, l.promisedBytes = 0, 0
+		l.tell()
+	}, true
 }
 
 // keptForUrgent is how many slots are kept for the urgent lane.

@@ -13,17 +13,15 @@ type offer struct {
 	rows  int
 }
 
-// offer lets the second dispatch take a batch beside the next one of this, where there is more to take than one session can,
-// and nearly all of it is for batches.
-func (d *dispatcher) offer(rows int) {
-	w := d.w
-	isForBatches := d.batched > 0 && d.batched >= 0.9*d.fanOut
-	isHalved := d.limit < w.cfg.BatchRows // some row is looked for
-	if !d.full || !isForBatches || isHalved || w.calm.isCalm() || w.state.ordered() {
+// offer lets the second dispatch take a batch beside the next one of this: there is more to take than one session can, nearly all of it
+// for batches, their subscriptions have room for two, and its data is small, so that no row is locked and left for its size.
+func (d *dispatcher) offer(taken []db.DispatchRow, rows int) {
+	listed := listedOf(taken)
+	if len(taken) < rows || 10*listed.ForBatches < 9*listed.Deliveries || !listed.IsRoomy || dataBytes(taken) > secondBytes/2 {
 		return
 	}
 	select {
-	case w.offers <- offer{d.floor.after, rows}:
+	case d.w.offers <- offer{d.floor.after, rows}:
 	default: // it has not begun with the last one
 	}
 }
@@ -46,30 +44,30 @@ func (w *Worker) dispatchSecond(ctx, requests context.Context) {
 	}
 }
 
-// accept takes what was offered, as far as there is room, and answers up to which id it has taken. It has no floor: rows that commit
-// late, and those that make a statement fail, are left to the ordinary dispatch.
+// accept takes what was offered, unless it is out of place by now, and answers up to which id it has taken. It has no floor: rows
+// that commit late, and those that make a statement fail, are left to the ordinary dispatch.
 func (d *dispatcher) accept(ctx context.Context, o offer) (after int64) {
 	w := d.w
-	if !w.mayLease() {
+	if !w.mayLease() || w.calm.isCalm() || w.state.ordered() {
 		return o.after
 	}
-	batched, bytes, release := w.leases.promise(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	release, ok := w.leases.promise(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes)
+	if !ok {
+		return o.after
+	}
 	defer release()
-	if batched <= 0 || bytes <= 0 {
+	taken, err := d.take(ctx, o.after, nil, o.rows, 0, 0)
+	if err != nil {
+		signal(w.events) // the ordinary one may be asleep: what it found locked is there again
+		if !isHeadTaken(err) && !isUndispatchable(err) {
+			w.complain(ctx, "dispatch", err)
+			pause(ctx, retryPause)
+		}
 		return o.after
 	}
-	d.promised = batched
-	taken, err := d.take(ctx, o.after, nil, o.rows, 0, bytes)
-	switch {
-	case err == nil && len(taken) > 0:
-		ids := idsOf(taken)
-		w.early.add(ids)
-		return slices.Max(ids)
-	case err != nil && !isHeadTaken(err) && !isUndispatchable(err):
-		w.complain(ctx, "dispatch", err)
-		pause(ctx, retryPause)
-	}
-	return o.after
+	ids := idsOf(taken)
+	w.early.add(ids)
+	return slices.Max(append(ids, o.after))
 }
 
 func idsOf(rows []db.DispatchRow) []int64 {

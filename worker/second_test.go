@@ -1,8 +1,11 @@
 package worker
 
 import (
+	"context"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"mailhook/cmd/receiver"
 	"mailhook/db/dbtest"
@@ -28,10 +31,10 @@ func TestASecondDispatchGoesOn(t *testing.T) {
 	c.BatchRows = 10
 	b.run(t, c)
 	b.waitFor(t, 2) // the first ten, and ten behind those that wait
-	if !dbtest.QueryOne[bool](t, b.DB, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
-		AND application_name = 'mailhook worker' AND wait_event_type = 'Lock' AND query LIKE '%name: Dispatch %')`) {
-		t.Error("no dispatch waits: this shows nothing")
-	}
+	dbtest.Eventually(t, "a dispatch waits", func() bool {
+		return dbtest.QueryOne[bool](t, b.DB, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+			AND application_name = 'mailhook worker' AND wait_event_type = 'Lock' AND query LIKE '%name: Dispatch %')`)
+	})
 	hold.Rollback(t.Context())
 	receipts := b.waitForEvents(t, n)
 	sizes(t, receipts)
@@ -44,12 +47,16 @@ func TestASecondDispatchLeasesForBatchesAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	batches := b.subscribe(t, "/batches", "email", "batch_max_events = 10, "+longWait)
-	b.subscribe(t, "/single", "email")
+	b.subscribe(t, "/single", "email.opened")
 	w := b.idleWorker(t, b.config())
-	b.emit(t, 5)
+	b.emit(t, 3)
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.opened' FROM generate_series(1, 5)")
 	ids := dbtest.QueryOne[[]int64](t, b.DB, "SELECT array_agg(id ORDER BY id) FROM mailhook.outbox")
 	d := &dispatcher{w: w, requests: t.Context(), isSecond: true}
-	if after := d.accept(t.Context(), offer{ids[0], 3}); after != ids[3] {
+	if after := d.accept(t.Context(), offer{ids[0], 2}); after != ids[2] || len(w.due) != 0 {
+		t.Errorf("it took up to %d, of two above %v, and asked for %d claims", after, ids, len(w.due))
+	}
+	if after := d.accept(t.Context(), offer{ids[2], 3}); after != ids[5] {
 		t.Errorf("it took up to %d, of three above %v", after, ids)
 	}
 	leased := dbtest.QueryOne[[]string](t, b.DB, "SELECT array_agg(DISTINCT subscription_id::text) FROM mailhook.deliveries WHERE lease_id IS NOT NULL")
@@ -59,20 +66,99 @@ func TestASecondDispatchLeasesForBatchesAlone(t *testing.T) {
 	if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.deliveries WHERE lease_id IS NULL"); n != 3 || len(w.due) != 1 {
 		t.Errorf("%d wait for a claim, which was asked for %d times", n, len(w.due))
 	}
-	if taken := w.early.take(); !slices.Equal(slices.Sorted(slices.Values(taken)), ids[1:4]) {
+	if taken := w.early.take(); !slices.Equal(slices.Sorted(slices.Values(taken)), ids[1:6]) {
 		t.Errorf("the floor is told of %v", taken)
 	}
 }
 
-// What is promised to the second dispatch the first does not have, and it has none of what that may be taking.
+// It is offered a batch where there are more rows, nearly all of them for batches, and room for two.
+func TestWhatIsOfferedToASecondDispatch(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what, set string
+		events    int
+		data      string
+		limit     int
+		offers    int
+	}{
+		{"batches with room", "batch_max_events = 10, max_in_flight = 2, " + longWait, 10, "{}", 5, 1},
+		{"fewer rows than it may take", "batch_max_events = 10, max_in_flight = 2, " + longWait, 4, "{}", 5, 0},
+		{"room for one more", "batch_max_events = 14, max_in_flight = 1, " + longWait, 10, "{}", 5, 0},
+		{"as many single events", "batch_max_events = 10, max_in_flight = 2, " + longWait, 10, "{}", 5, 0},
+		{"large events", "batch_max_events = 10, max_in_flight = 2, " + longWait, 10, `{"x": "` + strings.Repeat("x", 250_000) + `"}`, 5, 0},
+		{"while some row is looked for", "batch_max_events = 10, max_in_flight = 2, " + longWait, 10, "{}", 4, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.subscribe(t, "/", "email", c.set)
+			if strings.Contains(c.what, "single") {
+				b.subscribe(t, "/single", "email")
+			}
+			config := b.config()
+			config.BatchRows = 5
+			w := b.idleWorker(t, config)
+			b.Exec(t, "INSERT INTO mailhook.outbox (event_type, data) SELECT 'email.sent', $2::text::json FROM generate_series(1, $1::int)", c.events, c.data)
+			d := &dispatcher{w: w, requests: t.Context(), limit: c.limit, fanOut: -1}
+			if _, err := d.look(t.Context(), 100, batchBytes); err != nil {
+				t.Fatal(err)
+			}
+			if len(w.offers) != c.offers {
+				t.Errorf("%d offers", len(w.offers))
+			}
+		})
+	}
+}
+
+// What was offered is left where it is by now out of place.
+func TestASecondDispatchIsLeftOut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email", "batch_max_events = 10, "+longWait)
+	b.emit(t, 3)
+	for what, change := range map[string]func(*Worker){
+		"after something urgent": func(w *Worker) { w.calm.urgentAt.Store(time.Now().Add(time.Hour).UnixNano()) },
+		"with an order":          func(w *Worker) { w.state.inOrder = true },
+		"without room":           func(w *Worker) { w.leases.batched = batchedOfEachSlot*w.cfg.MaxInFlight - 2*targetDeliveries + 1 },
+		"without memory":         func(w *Worker) { w.leases.bytes = w.cfg.MaxBodyBytes - w.cfg.MaxBodyBytes/urgentPart - batchBytes },
+	} {
+		w := b.idleWorker(t, b.config())
+		change(w)
+		d := &dispatcher{w: w, requests: t.Context(), isSecond: true}
+		d.accept(t.Context(), offer{0, 3})
+		if n := dbtest.QueryOne[int64](t, b.DB, "SELECT count(*) FROM mailhook.outbox"); n != 3 {
+			t.Errorf("%s: %d of 3 rows are left", what, n)
+		}
+	}
+}
+
+// One that fails has the ordinary dispatch look again: that may be asleep, for it found nothing but locked rows.
+func TestAfterASecondDispatchThatFails(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.idleWorker(t, b.config())
+	d := &dispatcher{w: w, requests: t.Context(), isSecond: true}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if after := d.accept(ended, offer{7, 10}); after != 7 || len(w.events) != 1 {
+		t.Errorf("it came to %d, and %d looks are asked for", after, len(w.events))
+	}
+	if release, ok := w.leases.promise(w.cfg.MaxInFlight, w.cfg.MaxBodyBytes); !ok {
+		t.Error("its room is not given back")
+	} else {
+		release()
+	}
+}
+
+// What is promised to the second dispatch the first does not have.
 func TestThePromiseOfRoom(t *testing.T) {
 	t.Parallel()
 	l := newLeases()
 	whole := l.room(1000, 32<<20)
-	batched, bytes, release := l.promise(1000, 32<<20)
+	release, ok := l.promise(1000, 32<<20)
 	rest := l.room(1000, 32<<20)
-	if batched != targetDeliveries || bytes != batchBytes || rest.batched != whole.batched-batched || rest.bytes != whole.bytes-bytes {
-		t.Errorf("%d deliveries and %d bytes of %+v, and left is %+v", batched, bytes, whole, rest)
+	if !ok || rest.batched != whole.batched-targetDeliveries || rest.bytes != whole.bytes-secondMemory {
+		t.Errorf("left is %+v of %+v", rest, whole)
 	}
 	release()
 	select {
@@ -82,12 +168,5 @@ func TestThePromiseOfRoom(t *testing.T) {
 	}
 	if now := l.room(1000, 32<<20); now.batched != whole.batched || now.bytes != whole.bytes {
 		t.Errorf("%+v came back of %+v", now, whole)
-	}
-	for _, c := range []struct{ slots, bytes int }{{targetDeliveries / batchedOfEachSlot, 32 << 20}, {1000, 8 << 20}} {
-		if batched, bytes, release := l.promise(c.slots, int64(c.bytes)); batched > 0 && bytes > 0 {
-			t.Errorf("%d slots and %d bytes: %d and %d are promised, and the first may be taking all", c.slots, c.bytes, batched, bytes)
-		} else {
-			release()
-		}
 	}
 }

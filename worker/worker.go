@@ -51,7 +51,7 @@ type Worker struct {
 	leases       *leases
 	// leasing is held from the count of what is in flight to the answer of a dispatch or claim: two of them side by side
 	// would each give a subscription the same room. A dispatch of the urgent lane has room of its own and waits for none of
-	// them: urgentLeasing is between it and claims of that lane, which hold both.
+	// them: urgentLeasing is between it and claims of that lane, which hold both. The second dispatch is offered where there is room for two.
 	leasing, urgentLeasing sync.Mutex
 
 	state      pulseState

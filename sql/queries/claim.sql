@@ -115,7 +115,8 @@ measured AS MATERIALIZED (
     -- Two workers would each get a part of a batch.
     AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
 ),
--- No other statement leases beside a claim of the urgent lane, so it has all that is left; of slow endpoints at least its reserve.
+-- No other statement leases beside a claim of the urgent lane, but for a second dispatch, which there is room for: so it has all that is left;
+-- of slow endpoints at least its reserve.
 open AS MATERIALIZED (
   SELECT w.*, least(greatest(@max_of_each::int, w.batch_max_events), w.whole) AS room
   FROM (
