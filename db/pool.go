@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	pgxuuid "github.com/vgarvardt/pgx-google-uuid/v5"
 	"golang.org/x/time/rate"
 )
 
@@ -96,8 +95,7 @@ func open(ctx context.Context, url string, role Role, begin string) (*Pool, erro
 		return dials.Wait(ctx)
 	}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// Without it every uuid goes through its text.
-		pgxuuid.Register(conn.TypeMap())
+		registerUUID(conn.TypeMap())
 		if begin != "" {
 			return nil
 		}

@@ -378,8 +378,7 @@ WITH failing AS MATERIALIZED (
 removed AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = ANY ($2::uuid[])
-    -- In pairs: an id whose lease was taken away may have another one of these by now.
-    AND coalesce((d.id, d.lease_id) IN (SELECT unnest($2::uuid[]), unnest($3::uuid[])), false)
+    AND coalesce(d.lease_id = $3::uuid, false) -- not by itself: see Record
     AND NOT EXISTS (SELECT failing.subscription_id FROM failing)
   RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at
 ),
@@ -398,7 +397,7 @@ SELECT (SELECT count(*) FROM removed) AS deliveries, EXISTS (SELECT failing.subs
 type RecordAlikeParams struct {
 	SubscriptionID uuid.UUID
 	DeliveryIDs    []uuid.UUID
-	LeaseIDs       []uuid.UUID
+	LeaseID        uuid.UUID
 	AgeMS          int32
 	DurationMS     int32
 	StatusCode     int32
@@ -411,14 +410,14 @@ type RecordAlikeRow struct {
 	IsFailing  bool
 }
 
-// RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one request with many
-// events. The random part of the ids of the attempts is that of the delivery, which ends once. It takes none of them where the endpoint had
+// RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one lease and one request with
+// many events. The random part of the ids of the attempts is that of the delivery, which ends once. It takes none of them where the endpoint had
 // failed before, and Record has more to do.
 func (q *Queries) RecordAlike(ctx context.Context, arg RecordAlikeParams) (RecordAlikeRow, error) {
 	row := q.db.QueryRow(ctx, recordAlike,
 		arg.SubscriptionID,
 		arg.DeliveryIDs,
-		arg.LeaseIDs,
+		arg.LeaseID,
 		arg.AgeMS,
 		arg.DurationMS,
 		arg.StatusCode,

@@ -62,7 +62,7 @@ func (w *Worker) recordAlike(ctx context.Context, batch []outcome) (rest []outco
 
 // isAlike: nothing is recorded of them that differs but the delivery, if they were delivered.
 func (o outcome) isAlike(other outcome) bool {
-	return o.delivery.subscriptionID == other.delivery.subscriptionID && o.word == other.word && o.statusCode == other.statusCode &&
+	return o.delivery.subscriptionID == other.delivery.subscriptionID && o.delivery.leaseID == other.delivery.leaseID && o.word == other.word && o.statusCode == other.statusCode &&
 		o.startedAt.Equal(other.startedAt) && o.duration == other.duration && bytes.Equal(o.excerpt, other.excerpt)
 }
 
@@ -70,11 +70,11 @@ func (o outcome) isAlike(other outcome) bool {
 func (w *Worker) recordRun(ctx context.Context, run []outcome) bool {
 	o := run[0]
 	p := db.RecordAlikeParams{
-		SubscriptionID: o.delivery.subscriptionID, DeliveryIDs: make([]uuid.UUID, len(run)), LeaseIDs: make([]uuid.UUID, len(run)),
+		SubscriptionID: o.delivery.subscriptionID, LeaseID: o.delivery.leaseID, DeliveryIDs: make([]uuid.UUID, len(run)),
 		DurationMS: int32(o.duration.Milliseconds()), StatusCode: int32(o.statusCode), Outcome: o.word, Excerpt: o.excerpt, //nolint:gosec // as in recordParams
 	}
 	for i := range run {
-		p.DeliveryIDs[i], p.LeaseIDs[i] = run[i].delivery.id, run[i].delivery.leaseID
+		p.DeliveryIDs[i] = run[i].delivery.id
 	}
 	isFailing := false
 	err := w.write(ctx, len(run), func(ctx context.Context) (int, error) {

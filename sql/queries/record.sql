@@ -259,8 +259,8 @@ SELECT coalesce(x.ended_as, '')::text AS ended_as, count(*) AS deliveries, count
 FROM decided AS x
 GROUP BY x.ended_as;
 
--- RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one request with many
--- events. The random part of the ids of the attempts is that of the delivery, which ends once. It takes none of them where the endpoint had
+-- RecordAlike is Record for deliveries of one subscription that were delivered and have all else in common: of one lease and one request with
+-- many events. The random part of the ids of the attempts is that of the delivery, which ends once. It takes none of them where the endpoint had
 -- failed before, and Record has more to do.
 -- name: RecordAlike :one
 WITH failing AS MATERIALIZED (
@@ -271,8 +271,7 @@ WITH failing AS MATERIALIZED (
 removed AS (
   DELETE FROM mailhook.deliveries AS d
   WHERE d.id = ANY (@delivery_ids::uuid[])
-    -- In pairs: an id whose lease was taken away may have another one of these by now.
-    AND coalesce((d.id, d.lease_id) IN (SELECT unnest(@delivery_ids::uuid[]), unnest(@lease_ids::uuid[])), false)
+    AND coalesce(d.lease_id = @lease_id::uuid, false) -- not by itself: see Record
     AND NOT EXISTS (SELECT failing.subscription_id FROM failing)
   RETURNING d.id, d.subscription_id, d.account_id, d.event_inserted_at, d.event_id, d.event_type, d.attempt, d.created_at
 ),
