@@ -57,8 +57,10 @@ func (d *dispatcher) accept(ctx context.Context, o offer) (after int64) {
 	}
 	defer release()
 	taken, err := d.take(ctx, o.after, nil, o.rows, 0, 0)
+	if len(taken) < o.rows { // it failed, or left some for their size: the ordinary one may be asleep, for it found them locked
+		signal(w.events)
+	}
 	if err != nil {
-		signal(w.events) // the ordinary one may be asleep: what it found locked is there again
 		if !isHeadTaken(err) && !isUndispatchable(err) {
 			w.complain(ctx, "dispatch", err)
 			pause(ctx, retryPause)
