@@ -333,9 +333,7 @@ func TestBatchesThatComeAndGo(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	id := b.subscribe(t, "/", "email")
-	c := b.config()
-	c.BatchRows = 10 // a second dispatch runs now and then
-	b.run(t, c)
+	b.run(t, b.config())
 	const rounds, each = 20, 50
 	for n := range rounds {
 		set := "batch_max_events = 10, batch_max_wait = '0s'"
