@@ -51,6 +51,14 @@ func countBatched(deliveries []*delivery) (n int) {
 	return n
 }
 
+func idsOf(rows []db.DispatchRow) []int64 {
+	ids := make([]int64, len(rows))
+	for i, row := range rows {
+		ids[i] = row.ID
+	}
+	return ids
+}
+
 func dataBytes(rows []db.DispatchRow) (n int) {
 	for _, row := range rows {
 		n += len(row.Data)

@@ -30,6 +30,7 @@ func (l *leases) room(maxDeliveries int, maxBytes int64) room {
 	return l.left(maxDeliveries, maxBytes)
 }
 
+// left is room; l.mu is held.
 func (l *leases) left(maxDeliveries int, maxBytes int64) room {
 	kept := keptForUrgent(maxDeliveries)
 	ordinary, share := l.deliveries-l.urgent, maxDeliveries-maxDeliveries/4

@@ -71,11 +71,3 @@ func (d *dispatcher) accept(ctx context.Context, o offer) (after int64) {
 	w.early.add(ids)
 	return slices.Max(append(ids, o.after))
 }
-
-func idsOf(rows []db.DispatchRow) []int64 {
-	ids := make([]int64, len(rows))
-	for i, row := range rows {
-		ids[i] = row.ID
-	}
-	return ids
-}
