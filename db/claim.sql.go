@@ -86,32 +86,27 @@ crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
 ),
 elsewhere AS MATERIALIZED (
-  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
+  SELECT coalesce(jsonb_object_agg(y.subscription_id, y.by_worker), '{}') AS in_flight
   FROM (
-    SELECT l.subscription_id, count(*) AS n
-    FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, $7::uuid)) AS other (id)
-    CROSS JOIN LATERAL (
-      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
-    ) AS l
-    WHERE $8::boolean
-    GROUP BY l.subscription_id
-  ) AS x
+    SELECT x.subscription_id, jsonb_object_agg(x.worker_id, x.n) AS by_worker
+    FROM (
+      SELECT other.id AS worker_id, l.subscription_id, count(*) AS n
+      FROM crew
+      CROSS JOIN LATERAL unnest(array_remove(crew.workers, $7::uuid)) AS other (id)
+      CROSS JOIN LATERAL (
+        SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
+      ) AS l
+      WHERE $8::boolean
+      GROUP BY other.id, l.subscription_id
+    ) AS x
+    GROUP BY x.subscription_id
+  ) AS y
 ),
 measured AS MATERIALIZED (
   SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
-    -- Of requests with batches others have under way as many as deliveries at most.
-    CASE WHEN s.batch_max_events IS NOT NULL THEN greatest(1, least(
-      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, $7::uuid),
-      mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
-        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int))
-    END AS requests,
+    CASE WHEN s.batch_max_events IS NOT NULL THEN greatest(1, share.requests) END AS requests,
     least(
-      mailhook.in_flight_share(mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()),
-        s.id, crew.workers, $7::uuid) * coalesce(s.batch_max_events, 1),
-      (mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp())
-        - ((SELECT e.in_flight FROM elsewhere AS e) ->> s.id::text)::int) * coalesce(s.batch_max_events, 1),
+      share.requests * coalesce(s.batch_max_events, 1),
       CASE WHEN s.rate_limit_per_second IS NOT NULL
         THEN greatest(1, s.rate_limit_per_second / greatest(1, cardinality(crew.workers))) * coalesce(s.batch_max_events, 1) END)::int AS width,
     ($9::jsonb ->> s.id::text)::int AS slow_limit,
@@ -131,6 +126,15 @@ measured AS MATERIALIZED (
     WHERE y.subscription_id = s.id
     OFFSET 0
   ) AS h ON true
+  CROSS JOIN LATERAL (
+    SELECT mailhook.slowed_cap(s.max_in_flight, h.in_flight_limit, h.slowed_at, statement_timestamp()) AS requests
+  ) AS cap
+  CROSS JOIN LATERAL (
+    SELECT mailhook.in_flight_share(cap.requests, s.id, crew.workers, $7::uuid)
+      - CASE WHEN $8::boolean
+          THEN mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text)
+          ELSE 0 END AS requests
+  ) AS share
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL
     AND coalesce((SELECT acc.status FROM mailhook.accounts AS acc WHERE acc.id = s.account_id), 'active') <> 'suspended'
@@ -443,8 +447,7 @@ type ClaimRow struct {
 // room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
 //
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
-// While this worker is new, others may still have more under way than their new shares: what they hold counts.
-// As in dispatch.
+// As in dispatch, and measured, too.
 // No other statement leases beside a claim of the urgent lane, but for a second dispatch, which there is room for: so it has all that is left;
 // of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.

@@ -33,11 +33,11 @@ func (q *Queries) Disarm(ctx context.Context) error {
 	return err
 }
 
-const listOutboxWriters = `-- name: ListOutboxWriters :many
+const listWriters = `-- name: ListWriters :many
 SELECT DISTINCT l.virtualtransaction::text AS writer
 FROM pg_catalog.pg_locks AS l
 WHERE l.locktype = 'relation'
-  AND l.relation = 'mailhook.outbox'::regclass
+  AND l.relation = CAST($1::text AS regclass)
   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
   AND l.mode = 'RowExclusiveLock'
   AND l.granted
@@ -45,10 +45,11 @@ WHERE l.locktype = 'relation'
   AND l.pid IS DISTINCT FROM pg_backend_pid()
 `
 
-// ListOutboxWriters names the transactions that hold a lock to write into outbox now: those that inserted before a
-// worker armed will not notify when they commit.
-func (q *Queries) ListOutboxWriters(ctx context.Context) ([]string, error) {
-	rows, err := q.db.Query(ctx, listOutboxWriters)
+// ListWriters names the transactions that hold a lock to write into a table now, which they took before their snapshot. Those that
+// inserted into outbox before a worker armed will not notify when they commit; those that lease deliveries since before a worker
+// registered do not count with it.
+func (q *Queries) ListWriters(ctx context.Context, tableName string) ([]string, error) {
+	rows, err := q.db.Query(ctx, listWriters, tableName)
 	if err != nil {
 		return nil, err
 	}

@@ -300,13 +300,7 @@ func TestBatchesOfANewWorkerKeepTheCap(t *testing.T) {
 					t.Errorf("%s: %d deliveries in %d requests, at most %d", by, deliveries, requests, most)
 				}
 			}
-			claimed, err := w.q.Claim(t.Context(), db.ClaimParams{
-				MaxSteps: claimSteps, MaxOfEach: claimOfEach, FreeSlots: 100, FreeBatched: 100, MaxBytes: batchBytes, WorkerID: w.identity.get(), LeaseID: uuid.New(),
-				IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			claimed := b.claimAsNew(t, w)
 			requests, n := 0, 0
 			for _, row := range claimed {
 				if row.DeliveryID != nil {
@@ -315,14 +309,7 @@ func TestBatchesOfANewWorkerKeepTheCap(t *testing.T) {
 			}
 			check("claim", n, requests)
 			b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = NULL, lease_id = NULL WHERE leased_by = $1", w.identity.get())
-			rows, err := w.q.Dispatch(t.Context(), db.DispatchParams{
-				Holes: []int64{}, MaxRows: 100, MaxBytes: batchBytes, FreeSlots: 100, FreeBatched: 100, WorkerID: w.identity.get(), LeaseID: uuid.New(), IDPrefix: idPrefix(),
-				IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			listed := listedOf(rows)
+			listed := listedOf(b.dispatchAsNew(t, w))
 			check("dispatch", len(listed.DeliveryIDs), int(listed.BatchingRequests[0]))
 		})
 	}

@@ -162,13 +162,13 @@ func (s *erasureStep) save(ctx context.Context) error {
 // begin notes who may have written what cannot be seen yet. The erasure is committed by now: who puts an event out of
 // quarantine back from here on sees it, and does not.
 func (s *erasureStep) begin(ctx context.Context) (bool, error) {
-	writers, err := s.q.ListOutboxWriters(ctx)
+	writers, err := s.q.ListWriters(ctx, "mailhook.outbox")
 	s.Writers = writers
 	return true, err
 }
 
 func (s *erasureStep) wait(ctx context.Context) (bool, error) {
-	writers, err := s.q.ListOutboxWriters(ctx)
+	writers, err := s.q.ListWriters(ctx, "mailhook.outbox")
 	if err != nil {
 		return false, err
 	}

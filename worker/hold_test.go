@@ -300,6 +300,99 @@ func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 	}
 }
 
+// A worker that joins takes of a cap what is left when all others have their shares, or what they have already where that is more: those
+// with more end requests, and those with less begin some, in any order.
+func TestANewWorkerLeavesTheOthersTheirShares(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email.sent", "max_in_flight = 5")
+	crew := []*Worker{b.idleWorker(t, b.config()), b.idleWorker(t, b.config()), b.idleWorker(t, b.config())}
+	joins := crew[2]
+	b.waiting(t, id, 30, 1)
+	b.emit(t, 1600) // a hundred for each dispatch
+	for n := range 16 {
+		want := int64(5)
+		for i, held := range []int64{int64(n % 4), int64(n / 4)} {
+			b.Exec(t, `UPDATE mailhook.deliveries SET leased_by = $1, lease_id = gen_random_uuid() WHERE id IN (
+				SELECT id FROM mailhook.deliveries WHERE leased_by IS NULL LIMIT $2)`, crew[i].identity.get(), held)
+			want -= max(held, b.count(t, "SELECT mailhook.in_flight_share(5, $1, (SELECT array_agg(id) FROM mailhook.workers), $2)", id, crew[i].identity.get()))
+		}
+		for by, lease := range map[string]func(){"claim": func() { b.claimAsNew(t, joins) }, "dispatch": func() { b.dispatchAsNew(t, joins) }} {
+			lease()
+			if got := b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE leased_by = $1", joins.identity.get()); got != max(0, want) {
+				t.Errorf("the others have %d and %d: %s leased %d, not %d", n%4, n/4, by, got, want)
+			}
+			b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = NULL, lease_id = NULL WHERE leased_by = $1", joins.identity.get())
+		}
+		b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = NULL, lease_id = NULL")
+	}
+}
+
+// claimAsNew claims for a worker that has just joined.
+func (b *bundle) claimAsNew(t *testing.T, w *Worker) []db.ClaimRow {
+	t.Helper()
+	rows, err := w.q.Claim(t.Context(), db.ClaimParams{
+		MaxSteps: claimSteps, MaxOfEach: claimOfEach, FreeSlots: 100, FreeBatched: 100, MaxBytes: batchBytes, WorkerID: w.identity.get(), LeaseID: uuid.New(),
+		IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// dispatchAsNew dispatches for a worker that has just joined.
+func (b *bundle) dispatchAsNew(t *testing.T, w *Worker) []db.DispatchRow {
+	t.Helper()
+	rows, err := w.q.Dispatch(t.Context(), db.DispatchParams{
+		Holes: []int64{}, MaxRows: 100, MaxBytes: batchBytes, FreeSlots: 100, FreeBatched: 100, WorkerID: w.identity.get(), LeaseID: uuid.New(), IDPrefix: idPrefix(),
+		IsNew: true, InFlight: []byte("{}"), UrgentInFlight: []byte("{}"), Limits: []byte("{}"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// A worker that joins waits for what leases since before it was known, for it does not count with it.
+func TestANewWorkerWaitsForStatementsUnderWay(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.idleWorker(t, b.config())
+	tx, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), "UPDATE mailhook.deliveries SET leased_by = NULL WHERE false"); err != nil {
+		t.Fatal(err)
+	}
+	w := b.idleWorker(t, b.config())
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		w.settle(t.Context())
+	}()
+	asked := map[time.Time]bool{}
+	dbtest.Eventually(t, "it has asked three times", func() bool {
+		at := dbtest.QueryOne[*time.Time](t, b.DB, `SELECT max(query_start) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'mailhook worker' AND query LIKE '%ListWriters%'`)
+		if at != nil {
+			asked[*at] = true
+		}
+		select {
+		case <-settled:
+			t.Fatal("it did not wait")
+		default:
+		}
+		return len(asked) >= 3
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-settled
+}
+
 // Endpoints that never answer take half of the slots at most, once they are known.
 func TestSlowEndpointsLeaveSlotsToOthers(t *testing.T) {
 	t.Parallel()

@@ -271,7 +271,7 @@ func (d *dispatcher) arm(ctx context.Context) {
 		if _, err := d.w.genericQ.Arm(ctx, 2*d.w.cfg.PollInterval.Seconds()+callTimeout.Seconds()); err != nil {
 			return err
 		}
-		writers, err := d.w.genericQ.ListOutboxWriters(ctx)
+		writers, err := d.w.genericQ.ListWriters(ctx, "mailhook.outbox")
 		d.writers = map[string]bool{}
 		for _, id := range writers {
 			d.writers[id] = true
@@ -291,11 +291,11 @@ func (d *dispatcher) arm(ctx context.Context) {
 func (d *dispatcher) writersLeft(ctx context.Context) {
 	var now []string
 	err := call(ctx, func(ctx context.Context) (err error) {
-		now, err = d.w.genericQ.ListOutboxWriters(ctx)
+		now, err = d.w.genericQ.ListWriters(ctx, "mailhook.outbox")
 		return err
 	})
 	if err != nil {
-		d.w.complain(ctx, "list outbox writers", err)
+		d.w.complain(ctx, "list writers of outbox", err)
 		return
 	}
 	still := map[string]bool{}

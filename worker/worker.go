@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +20,12 @@ const (
 	slowConnections    = 1
 )
 
-// settleTime is how long a worker that joins others takes nothing: longer than their statements and their pulse.
-const settleTime = time.Second
+// settleTime is how long a worker that joins others takes nothing: longer than their pulse. settlePause is how often it asks whether
+// their statements have ended.
+const (
+	settleTime  = time.Second
+	settlePause = 20 * time.Millisecond
+)
 
 const (
 	// callTimeout bounds every call to the database: a connection that is dead without having said so is found by it, and
@@ -200,10 +205,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	for _, loop := range []func(context.Context){w.pulse, w.heartbeat, w.record, w.giveBack, w.order, w.batches.run} {
 		lasting.Go(func() error { loop(after); return nil })
 	}
-	if w.state.crew() > 1 {
-		// By then the others count with this worker: no statement is under way that does not know of it.
-		pause(ctx, settleTime)
-	}
+	w.settle(ctx)
 	// The requests in flight end with this one.
 	requests, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
@@ -222,6 +224,34 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.unblockAll(after) // behind what the last record has ended
 	w.signOff(context.WithoutCancel(ctx))
 	return nil
+}
+
+// settle waits until the others count with this worker: until they have had a pulse, and each dispatch or claim has ended that began
+// before it was known. Other transactions over deliveries may go on for hours: it waits for no longer than theirs may take.
+func (w *Worker) settle(ctx context.Context) {
+	before, asked := []string(nil), false
+	isOver := func() bool {
+		err := call(ctx, func(ctx context.Context) error {
+			now, err := w.genericQ.ListWriters(ctx, "mailhook.deliveries")
+			if err != nil {
+				return err
+			}
+			if !asked {
+				before, asked = now, true
+			}
+			before = slices.DeleteFunc(before, func(writer string) bool { return !slices.Contains(now, writer) })
+			return nil
+		})
+		w.complain(ctx, "list writers of deliveries", err)
+		return err == nil && len(before) == 0
+	}
+	over := isOver()
+	if w.state.crew() > 1 {
+		pause(ctx, settleTime)
+	}
+	for giveUp := time.Now().Add(callTimeout); !over && time.Now().Before(giveUp) && pause(ctx, settlePause); {
+		over = isOver()
+	}
 }
 
 // connections is how many this worker has at most.

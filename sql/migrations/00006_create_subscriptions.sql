@@ -329,6 +329,14 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of a cap is for one of several workers. The shares of all add up to the cap.';
 
+CREATE FUNCTION mailhook.in_flight_excess(cap integer, subscription_id uuid, workers uuid[], in_flight jsonb) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN (
+  SELECT coalesce(sum(greatest(0, o.deliveries::integer - mailhook.in_flight_share(cap, subscription_id, workers, o.worker_id::uuid))), 0)
+  FROM jsonb_each_text(in_flight) AS o (worker_id, deliveries)
+);
+COMMENT ON FUNCTION mailhook.in_flight_excess IS 'How much more than their shares of a cap some workers have under way. in_flight: worker id to deliveries, of one subscription.';
+
 -- STABLE, as timestamptz + interval is: otherwise it would not be inlined.
 CREATE FUNCTION mailhook.slowed_cap(cap integer, in_flight_limit integer, slowed_at timestamptz, at timestamptz) RETURNS integer
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -386,11 +394,11 @@ CREATE TRIGGER subscriptions_index AFTER INSERT OR UPDATE OF account_id, event_t
 FOR EACH ROW EXECUTE FUNCTION mailhook.index_subscription();
 REVOKE ALL ON FUNCTION mailhook.event_type_ancestors(text), mailhook.is_about(text, json, uuid), mailhook.fields_of(text, text, text, text, text, text, text, text, json),
   mailhook.passes_filters(text, text, text, text, jsonb, text[], text[], text[], text[], jsonpath), mailhook.in_flight_remainder(integer, uuid, uuid[], uuid),
-  mailhook.in_flight_share(integer, uuid, uuid[], uuid), mailhook.slowed_cap(integer, integer, timestamptz, timestamptz),
+  mailhook.in_flight_share(integer, uuid, uuid[], uuid), mailhook.in_flight_excess(integer, uuid, uuid[], jsonb), mailhook.slowed_cap(integer, integer, timestamptz, timestamptz),
   mailhook.urgent_reserve(integer, text[]), mailhook.order_key(text, text, text), mailhook.index_subscription(), mailhook.stamp_subscription() FROM PUBLIC;
 
 -- +goose Down
 DROP TABLE mailhook.subscription_health, mailhook.subscription_event_types, mailhook.subscription_credentials, mailhook.subscription_secrets, mailhook.subscriptions;
-DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.urgent_reserve, mailhook.slowed_cap, mailhook.in_flight_share, mailhook.in_flight_remainder,
+DROP FUNCTION mailhook.stamp_subscription, mailhook.index_subscription, mailhook.urgent_reserve, mailhook.slowed_cap, mailhook.in_flight_excess, mailhook.in_flight_share, mailhook.in_flight_remainder,
   mailhook.passes_filters, mailhook.fields_of, mailhook.is_about, mailhook.event_type_ancestors, mailhook.filter_of, mailhook.condition_of,
   mailhook.condition_places, mailhook.order_key;

@@ -61,7 +61,7 @@ BEGIN
     SELECT p.oid FROM pg_catalog.pg_proc AS p
     WHERE p.pronamespace = 'mailhook'::regnamespace
       AND p.proname IN ('installation_code', 'event_id', 'uuid7', 'address_of', 'is_readable', 'event_type_ancestors', 'is_about', 'fields_of', 'passes_filters',
-        'condition_places', 'condition_of', 'filter_of', 'leaf_type', 'refusal_of', 'in_flight_remainder', 'in_flight_share', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by', 'keep_event', 'order_key')
+        'condition_places', 'condition_of', 'filter_of', 'leaf_type', 'refusal_of', 'in_flight_remainder', 'in_flight_share', 'in_flight_excess', 'slowed_cap', 'count_key', 'recipient_domain', 'day_needed_by', 'keep_event', 'order_key')
   LOOP
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO mailhook_worker, mailhook_api', signature);
   END LOOP;

@@ -144,19 +144,24 @@ logged AS (
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
 ),
--- While this worker is new, others may still have more under way than their new shares: what they hold counts.
+-- While this worker is new, others may still have more under way than their new shares: that is off its own. What others have less than
+-- theirs is not for it: they may be taking it now.
 elsewhere AS MATERIALIZED (
-  SELECT coalesce(jsonb_object_agg(x.subscription_id, x.n), '{}') AS in_flight
+  SELECT coalesce(jsonb_object_agg(y.subscription_id, y.by_worker), '{}') AS in_flight
   FROM (
-    SELECT l.subscription_id, count(*) AS n
-    FROM crew
-    CROSS JOIN LATERAL unnest(array_remove(crew.workers, @worker_id::uuid)) AS other (id)
-    CROSS JOIN LATERAL (
-      SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
-    ) AS l
-    WHERE @is_new::boolean
-    GROUP BY l.subscription_id
-  ) AS x
+    SELECT x.subscription_id, jsonb_object_agg(x.worker_id, x.n) AS by_worker
+    FROM (
+      SELECT other.id AS worker_id, l.subscription_id, count(*) AS n
+      FROM crew
+      CROSS JOIN LATERAL unnest(array_remove(crew.workers, @worker_id::uuid)) AS other (id)
+      CROSS JOIN LATERAL (
+        SELECT d.subscription_id FROM mailhook.deliveries AS d WHERE d.lease_id IS NOT NULL AND d.leased_by = other.id OFFSET 0
+      ) AS l
+      WHERE @is_new::boolean
+      GROUP BY other.id, l.subscription_id
+    ) AS x
+    GROUP BY x.subscription_id
+  ) AS y
 ),
 -- The side table is probed with the ancestors of the type, so the cost follows the matches. Account and health are asked row by row:
 -- for an EXISTS or a join the planner may hash the whole table.
@@ -206,9 +211,10 @@ measured AS (
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
   CROSS JOIN LATERAL (
     -- Others have as many requests under way as deliveries at most.
-    SELECT least(
-      mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid),
-      l.cap - ((SELECT e.in_flight FROM elsewhere AS e) ->> l.subscription_key)::int) AS requests
+    SELECT mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid)
+      - CASE WHEN @is_new::boolean
+          THEN mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key)
+          ELSE 0 END AS requests
   ) AS share
   OFFSET 0
 ),

@@ -8,13 +8,14 @@ FROM mailhook.installation AS i;
 -- name: Disarm :exec
 SELECT setval('mailhook.wakeup', 0);
 
--- ListOutboxWriters names the transactions that hold a lock to write into outbox now: those that inserted before a
--- worker armed will not notify when they commit.
--- name: ListOutboxWriters :many
+-- ListWriters names the transactions that hold a lock to write into a table now, which they took before their snapshot. Those that
+-- inserted into outbox before a worker armed will not notify when they commit; those that lease deliveries since before a worker
+-- registered do not count with it.
+-- name: ListWriters :many
 SELECT DISTINCT l.virtualtransaction::text AS writer
 FROM pg_catalog.pg_locks AS l
 WHERE l.locktype = 'relation'
-  AND l.relation = 'mailhook.outbox'::regclass
+  AND l.relation = CAST(@table_name::text AS regclass)
   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
   AND l.mode = 'RowExclusiveLock'
   AND l.granted
