@@ -30,16 +30,19 @@ build:
 demo: build
 	@bin=$$([ -n "$$MAILHOOK_DATABASE_URL" ] || .ci/postgres $(PG)) && MAILHOOK_PG_BIN=$$bin $(BIN)/mailhook demo
 
+# The longest first, beside which the others run.
+PACKAGES = ./worker ./...
+
 # Receivers with other platforms' libraries, which are in the go.mod of that module and not in ours.
 ROUNDTRIP = cd worker/roundtrip && go test -count=1 ./...
 
 test check: export MAILHOOK_PG_TMP ?= $(shell df -Pk /dev/shm 2>/dev/null | awk '$$6 == "/dev/shm" && $$4 > 8000000 { print $$6 }')
 
 test:
-	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && export MAILHOOK_PG_BIN=$$bin && go test -count=1 -parallel 6 -timeout 15m ./... && $(ROUNDTRIP)
+	@bin=$$([ -n "$$MAILHOOK_TEST_DATABASE_URL" ] || .ci/postgres $(PG)) && export MAILHOOK_PG_BIN=$$bin && go test -count=1 -parallel 6 -timeout 15m $(PACKAGES) && $(ROUNDTRIP)
 
 check: lint generated vuln
-	@bin=$$(.ci/postgres $(PG)) && export MAILHOOK_PG_BIN=$$bin && go test -race -count=1 -parallel 4 -timeout 15m ./... && $(ROUNDTRIP)
+	@bin=$$(.ci/postgres $(PG)) && export MAILHOOK_PG_BIN=$$bin && go test -race -count=1 -parallel 4 -timeout 15m $(PACKAGES) && $(ROUNDTRIP)
 	cd bench && go test -count=1 ./...
 	cd faults && go test -count=1 ./...
 
