@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,7 @@ import (
 // Every row of docs/parity.md names tests that exist.
 func TestParity(t *testing.T) {
 	t.Parallel()
-	rows := 0
+	rows, names := 0, testNames(t)
 	for line := range strings.Lines(page(t, "parity.md")) {
 		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| there") || strings.HasPrefix(line, "| complaint") {
 			continue
@@ -24,7 +25,7 @@ func TestParity(t *testing.T) {
 			t.Errorf("nothing shows %s", line)
 		}
 		for _, s := range shown {
-			checkPattern(t, s[1], strings.ReplaceAll(s[2], "\x00", "|"))
+			checkPattern(t, names, s[1], strings.ReplaceAll(s[2], "\x00", "|"))
 		}
 	}
 	if rows < 75 {
@@ -39,11 +40,11 @@ func TestCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	commands := 0
+	commands, names := 0, testNames(t)
 	for _, name := range append(pages, "../README.md") {
 		for _, m := range regexp.MustCompile(`go test \./([a-z/]+) -run '?([^ '`+"`"+`]+)`).FindAllStringSubmatch(page(t, name), -1) {
 			commands++
-			checkPattern(t, m[1], strings.ReplaceAll(m[2], `\|`, "|"))
+			checkPattern(t, names, m[1], strings.ReplaceAll(m[2], `\|`, "|"))
 		}
 	}
 	if commands < 15 {
@@ -52,35 +53,38 @@ func TestCommands(t *testing.T) {
 }
 
 // checkPattern wants a test of the package for each alternative of a pattern. PACKAGE and PATTERN stand for any.
-func checkPattern(t *testing.T, pkg, pattern string) {
+func checkPattern(t *testing.T, names func(pkg string) []string, pkg, pattern string) {
 	t.Helper()
-	files, err := filepath.Glob("../" + pkg + "/*_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)`).FindAllSubmatch(text, -1) {
-			names = append(names, string(m[1]))
-		}
-	}
 	for alternative := range strings.SplitSeq(pattern, "|") {
 		wanted, err := regexp.Compile(strings.SplitN(alternative, "/", 2)[0])
 		if err != nil {
 			t.Errorf("%s of %s: %v", pattern, pkg, err)
 			continue
 		}
-		found := false
-		for _, name := range names {
-			found = found || wanted.MatchString(name)
-		}
-		if !found {
+		if !slices.ContainsFunc(names(pkg), wanted.MatchString) {
 			t.Errorf("%s has no test %s", pkg, alternative)
 		}
+	}
+}
+
+// testNames answers the names of the tests of a package, which it reads once.
+func testNames(t *testing.T) func(pkg string) []string {
+	t.Helper()
+	byPackage := map[string][]string{}
+	return func(pkg string) []string {
+		if names, ok := byPackage[pkg]; ok {
+			return names
+		}
+		files, err := filepath.Glob("../" + pkg + "/*_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w*)`).FindAllStringSubmatch(page(t, file), -1) {
+				byPackage[pkg] = append(byPackage[pkg], m[1])
+			}
+		}
+		return byPackage[pkg]
 	}
 }
 

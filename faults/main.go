@@ -167,9 +167,11 @@ func runAll(ctx context.Context, chosen []scenario, o options) []result {
 			}
 		})
 	}
-	for i := range chosen {
-		if ctx.Err() == nil {
-			next <- i
+	for _, long := range []bool{true, false} {
+		for i, s := range chosen {
+			if s.isLong == long && ctx.Err() == nil {
+				next <- i
+			}
 		}
 	}
 	close(next)

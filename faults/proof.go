@@ -30,7 +30,7 @@ func breakages() []breakage {
 // proof runs scenarios against a worker without one of its safeguards. It is green when each of them turns red.
 func proof() scenario {
 	return scenario{
-		name: "proof", what: "without the fence, the rescue or the record's transaction, named scenarios turn red", ci: true,
+		name: "proof", what: "without the fence, the rescue or the record's transaction, named scenarios turn red", ci: true, isLong: true,
 		instead: func(ctx context.Context, o options, r *result) error {
 			if o.broken == "" {
 				return errors.New("MAILHOOK_BROKEN_BIN names no binary: run make faults")

@@ -14,6 +14,7 @@ type scenario struct {
 	name, what string
 	ci         bool // in the small version
 	named      bool // only by name
+	isLong     bool // begins before the others
 
 	workers  int
 	breaks   string // what the broken binary leaves out (MAILHOOK_BREAK)

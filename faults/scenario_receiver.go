@@ -10,7 +10,7 @@ func deadEndpoints() scenario {
 	const timeout = 5 * time.Second
 	var calm, broken []interval
 	return scenario{
-		name: "dead-endpoints", what: "30 % of endpoints blackholed, 20 % failing, 10 % dripping", ci: true,
+		name: "dead-endpoints", what: "30 % of endpoints blackholed, 20 % failing, 10 % dripping", ci: true, isLong: true,
 		workers: 2, load: usualLoad(), drain: 2 * time.Minute,
 		market: func(ctx context.Context, f *field) error {
 			for i := range accounts {
