@@ -131,9 +131,7 @@ measured AS MATERIALIZED (
   ) AS cap
   CROSS JOIN LATERAL (
     SELECT mailhook.in_flight_share(cap.requests, s.id, crew.workers, $7::uuid)
-      - CASE WHEN $8::boolean
-          THEN mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text)
-          ELSE 0 END AS requests
+      - coalesce(mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text), 0) AS requests
   ) AS share
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL
@@ -447,7 +445,7 @@ type ClaimRow struct {
 // room at all. The planner knows its value, and takes the indexes of the urgent ones, each by the condition that it is made with.
 //
 // The step of the walk has no due condition: a step over a million future rows of one subscription took 38 ms with it.
-// As in dispatch, and measured, too.
+// This and measured are as in dispatch.
 // No other statement leases beside a claim of the urgent lane, but for a second dispatch, which there is room for: so it has all that is left;
 // of slow endpoints at least its reserve.
 // The probe and what may be released are for one worker at a time: for whoever locks the row, as it is then.

@@ -209,11 +209,8 @@ measured AS (
   FROM listening AS l
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
   CROSS JOIN LATERAL (
-    -- Others have as many requests under way as deliveries at most.
     SELECT mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, $5::uuid)
-      - CASE WHEN $6::boolean
-          THEN mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key)
-          ELSE 0 END AS requests
+      - coalesce(mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key), 0) AS requests
   ) AS share
   OFFSET 0
 ),
@@ -427,7 +424,7 @@ type DispatchRow struct {
 // Once for each type: the nodes that a subscription may name to get it, as far as any does.
 // In key order, so that two dispatchers wait for each other but never in a circle. A key beyond the window is taken over.
 // While this worker is new, others may still have more under way than their new shares: that is off its own. What others have less than
-// theirs is not for it: they may be taking it now.
+// theirs is not for it: they may be taking it now. Of batches they have as many requests under way as deliveries at most.
 // The side table is probed with the ancestors of the type, so the cost follows the matches. Account and health are asked row by row:
 // for an EXISTS or a join the planner may hash the whole table.
 // The worker's share of the cap and of a second of a rate limit, and what slow endpoints may have here (@limits).

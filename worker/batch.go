@@ -26,7 +26,7 @@ type batches struct {
 	mu        sync.Mutex
 	lines     map[uuid.UUID]*line // by subscription
 	ready     []*line             // that have something ripe, and may have a slot free
-	parked    []*line             // ready, but for what other slow ones have under way
+	parked    []*line             // ready, but for what other slow ones have under way, or for what they had before batches
 	isHurried bool                // nothing waits for others any more
 }
 
@@ -65,6 +65,7 @@ func (b *batches) run(ctx context.Context) {
 			return
 		case <-b.w.leases.unstarved:
 			b.mu.Lock()
+			b.unpark()
 			b.startReady()
 			b.mu.Unlock()
 		}
@@ -245,12 +246,16 @@ func (b *batches) ended(id uuid.UUID) {
 	if l := b.lines[id]; l != nil {
 		b.enqueue(l)
 	}
+	b.unpark()
+	b.startReady()
+}
+
+func (b *batches) unpark() {
 	waiting := b.parked
 	b.parked = nil
 	for _, l := range waiting {
 		b.enqueue(l)
 	}
-	b.startReady()
 }
 
 // hurry lets nothing wait for others from now on.

@@ -334,6 +334,55 @@ func TestBatchesThatComeAndGo(t *testing.T) {
 	eachOnce(t, b.waitFor(t, 1), func(r receiver.Receipt) []string { return r.Events }, rounds*each)
 }
 
+// requestsOf counts the requests that have a slot.
+func requestsOf(w *Worker) int {
+	w.leases.mu.Lock()
+	defer w.leases.mu.Unlock()
+	return w.leases.deliveries + w.leases.requests
+}
+
+// What is under way when batches begin or end counts: the cap holds over it.
+func TestTheCapHoldsWhileBatchesComeAndGo(t *testing.T) {
+	t.Parallel()
+	const batches, none = "batch_max_events = 2, batch_max_wait = '0s'", "batch_max_events = NULL, batch_max_wait = NULL"
+	for name, set := range map[string][2]string{"come": {none, batches}, "go": {batches, none}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			id := b.subscribe(t, "/", "email.sent", "max_in_flight = 5", set[0])
+			gate := make(chan struct{})
+			var under gauge
+			b.answerWith(func(http.ResponseWriter, receiver.Receipt) {
+				under.enter()
+				defer under.leave()
+				<-gate
+			})
+			w, _ := b.run(t, b.config())
+			b.emit(t, 10)
+			dbtest.Eventually(t, "the cap is reached", func() bool { return under.peak() == 5 })
+			b.Exec(t, "UPDATE mailhook.subscriptions SET "+set[1]+" WHERE id = $1", id)
+			dbtest.Eventually(t, "it is seen", func() bool { return (w.cache.get(id).batch != nil) == (name == "come") })
+			b.emit(t, 10)
+			dbtest.Eventually(t, "they are dispatched", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.outbox") == 0 })
+			if name == "come" {
+				dbtest.Eventually(t, "a batch has asked for a slot", func() bool {
+					w.batches.mu.Lock()
+					defer w.batches.mu.Unlock()
+					return len(w.batches.parked) > 0 || requestsOf(w) > 5
+				})
+			}
+			if n := requestsOf(w); n != 5 {
+				t.Errorf("%d requests have slots", n)
+			}
+			close(gate)
+			b.settled(t)
+			if under.peak() != 5 {
+				t.Errorf("%d requests at one time, the cap is 5", under.peak())
+			}
+		})
+	}
+}
+
 // What was leased for a batch, of a subscription that takes none any more, goes back and gets a slot the next time.
 func TestALeaseForBatchesThatAreOver(t *testing.T) {
 	t.Parallel()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"mailhook/cmd/receiver"
 	"mailhook/db"
@@ -283,7 +284,8 @@ func TestTheCapHoldsWhileWorkersComeAndGo(t *testing.T) {
 			b.waitForWorkers(t, 2)
 			open(40)
 			b.run(t, b.config())
-			b.waitForWorkers(t, 3)
+			b.run(t, b.config()) // two at once
+			b.waitForWorkers(t, 4)
 			open(40)
 			go stop()
 			close(gate) // of the batches nobody knows how many are left
@@ -354,19 +356,23 @@ func (b *bundle) dispatchAsNew(t *testing.T, w *Worker) []db.DispatchRow {
 	return rows
 }
 
-// A worker that joins waits for what leases since before it was known, for it does not count with it.
+// A worker that joins waits for what leases since before it was known, for it does not count with it; not for what began later.
 func TestANewWorkerWaitsForStatementsUnderWay(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.idleWorker(t, b.config())
-	tx, err := b.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	lease := func() pgx.Tx {
+		tx, err := b.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), "UPDATE mailhook.deliveries SET leased_by = NULL WHERE false"); err != nil {
+			t.Fatal(err)
+		}
+		return tx
 	}
-	defer tx.Rollback(t.Context())
-	if _, err := tx.Exec(t.Context(), "UPDATE mailhook.deliveries SET leased_by = NULL WHERE false"); err != nil {
-		t.Fatal(err)
-	}
+	before := lease()
+	defer before.Rollback(t.Context())
 	w := b.idleWorker(t, b.config())
 	settled := make(chan struct{})
 	go func() {
@@ -374,23 +380,30 @@ func TestANewWorkerWaitsForStatementsUnderWay(t *testing.T) {
 		w.settle(t.Context())
 	}()
 	asked := map[time.Time]bool{}
-	dbtest.Eventually(t, "it has asked three times", func() bool {
-		at := dbtest.QueryOne[*time.Time](t, b.DB, `SELECT max(query_start) FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = 'mailhook worker' AND query LIKE '%ListWriters%'`)
-		if at != nil {
-			asked[*at] = true
-		}
-		select {
-		case <-settled:
-			t.Fatal("it did not wait")
-		default:
-		}
-		return len(asked) >= 3
-	})
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Fatal(err)
+	asks := func(times int) {
+		dbtest.Eventually(t, fmt.Sprintf("it has asked %d times", times), func() bool {
+			at := dbtest.QueryOne[*time.Time](t, b.DB, `SELECT max(query_start) FROM pg_stat_activity
+				WHERE datname = current_database() AND application_name = 'mailhook worker' AND query LIKE '%ListWriters%'`)
+			if at != nil {
+				asked[*at] = true
+			}
+			select {
+			case <-settled:
+				t.Fatal("it did not wait")
+			default:
+			}
+			return len(asked) >= times
+		})
 	}
+	asks(1)
+	later := lease()
+	defer later.Rollback(t.Context())
+	asks(3)
+	before.Rollback(t.Context())
 	<-settled
+	if err := later.Commit(t.Context()); err != nil { // it is open yet
+		t.Error(err)
+	}
 }
 
 // Endpoints that never answer take half of the slots at most, once they are known.

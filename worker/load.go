@@ -24,6 +24,7 @@ const (
 type load struct {
 	slots     int // deliveries, those that wait for a batch too
 	urgent    int // of these, by the urgent lane
+	single    int // of these, each with a request of its own
 	isBatched bool
 	requests  int           // with batches
 	movedAt   time.Time     // the last request ended, or the first one began
@@ -63,6 +64,9 @@ func (l *leases) take(d *delivery) {
 	if d.urgent {
 		s.urgent++
 	}
+	if !d.isBatched() {
+		s.single++
+	}
 }
 
 // leave takes a delivery off; l.mu is held. A subscription without any is forgotten, unless its last request was slow: all
@@ -71,6 +75,9 @@ func (l *leases) leave(d *delivery) {
 	s := l.bySubscription[d.subscriptionID]
 	if d.urgent {
 		s.urgent--
+	}
+	if !d.isBatched() {
+		s.single--
 	}
 	s.slots--
 	l.rest(d.subscriptionID, s)
@@ -94,7 +101,7 @@ type turn int
 const (
 	begun  turn = iota
 	busy        // its subscription has as many as it may: when one of those is over, it may ask again
-	parked      // slow ones have as many as they may: when any request with a batch is over, it may ask again
+	parked      // slow ones have as many as they may, or what it had before it had batches is under way: when any request with a batch is over, or at unstarved, it may ask again
 	full        // all slots are taken, or those for batches: unstarved tells when to ask again
 )
 
@@ -107,6 +114,9 @@ func (l *leases) begin(id uuid.UUID, most, maxInFlight int) turn {
 	switch {
 	case s == nil || s.requests >= most:
 		return busy
+	case s.requests+s.single >= most:
+		l.starved = true
+		return parked
 	case l.requests >= max(1, maxInFlight/2) || l.requests+l.deliveries-l.urgent+max(l.urgent, keptForUrgent(maxInFlight)) >= maxInFlight:
 		l.starved = true
 		return full
@@ -184,8 +194,8 @@ func (l *leases) load(maxDeliveries int, givesWay bool) loads {
 			l.slowAndIdle--
 			continue
 		}
-		// Of those with batches only what is worth telling: there may be twenty times as many, and requests are bounded here.
-		if s.slots >= leastTold || s.slots > 0 && !s.isBatched {
+		// Of those with batches only what is worth telling, for there may be twenty times as many, and what has begun: they may have none any more.
+		if s.slots >= leastTold || s.slots > 0 && !s.isBatched || s.requests > 0 {
 			inFlight.add(id, s.slots-s.urgent)
 			if s.urgent > 0 {
 				urgent.add(id, s.urgent)

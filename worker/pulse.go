@@ -25,7 +25,7 @@ type pulseState struct {
 	mu        sync.Mutex
 	enabled   bool
 	workers   int32
-	joinedAt  time.Time // of this process: when it registered
+	joinedAt  time.Time // of this process: it registered, or the others began to count with it
 	pulsedAt  time.Time // of this process, monotonic
 	beatAt    time.Time
 	recording bool // false while outcomes cannot be written
@@ -91,11 +91,12 @@ func (s *pulseState) crew() int32 {
 	return max(1, s.workers)
 }
 
-// isNew says whether other workers may still have requests under way that were begun before they knew of this one.
+// isNew says whether other workers may still have requests under way that were leased before they knew of this one. Between lease and request
+// there may be a stall.
 func (s *pulseState) isNew() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.workers > 1 && time.Since(s.joinedAt) < longestTimeout+time.Second
+	return s.workers > 1 && time.Since(s.joinedAt) < longestTimeout+stallLimit
 }
 
 func (s *pulseState) set(f func(*pulseState)) {

@@ -45,6 +45,7 @@ func (w *Worker) register(ctx context.Context) error {
 		return fmt.Errorf("register worker: %w", err)
 	}
 	w.identity.set(id)
+	w.state.set(func(s *pulseState) { s.joinedAt = time.Now() })
 	var row db.PulseRow
 	err = call(ctx, func(ctx context.Context) (err error) {
 		row, err = w.q.Pulse(ctx)
@@ -53,7 +54,7 @@ func (w *Worker) register(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the installation's state: %w", err)
 	}
-	w.state.set(func(s *pulseState) { s.beatAt, s.joinedAt, s.recording = now, now, true })
+	w.state.set(func(s *pulseState) { s.beatAt, s.recording = now, true })
 	w.notice(row, now)
 	return nil
 }

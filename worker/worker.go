@@ -226,9 +226,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// settle waits until the others count with this worker: until they have had a pulse, and each dispatch or claim has ended that began
-// before it was known. Other transactions over deliveries may go on for hours: it waits for no longer than theirs may take.
+// settle has a worker that joins others wait until they count with it: until they have had a pulse, and each dispatch or claim has ended
+// that began before it was known. Other transactions over deliveries may go on for hours: it waits for no longer than theirs may take.
 func (w *Worker) settle(ctx context.Context) {
+	if w.state.crew() <= 1 {
+		return // who joins later waits for this one's
+	}
 	before, asked := []string(nil), false
 	isOver := func() bool {
 		err := call(ctx, func(ctx context.Context) error {
@@ -246,12 +249,14 @@ func (w *Worker) settle(ctx context.Context) {
 		return err == nil && len(before) == 0
 	}
 	over := isOver()
-	if w.state.crew() > 1 {
-		pause(ctx, settleTime)
+	pause(ctx, settleTime)
+	for giveUp := time.Now().Add(callTimeout); !over && pause(ctx, settlePause); over = isOver() {
+		if time.Now().After(giveUp) {
+			w.cfg.Log.Warn("a transaction over deliveries does not end: a cap may be passed by what it leases", "transactions", before)
+			break
+		}
 	}
-	for giveUp := time.Now().Add(callTimeout); !over && time.Now().Before(giveUp) && pause(ctx, settlePause); {
-		over = isOver()
-	}
+	w.state.set(func(s *pulseState) { s.joinedAt = time.Now() })
 }
 
 // connections is how many this worker has at most.

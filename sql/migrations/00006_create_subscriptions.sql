@@ -329,10 +329,11 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of a cap is for one of several workers. The shares of all add up to the cap.';
 
+-- STRICT: not called for subscriptions of which nobody else has anything under way.
 CREATE FUNCTION mailhook.in_flight_excess(cap integer, subscription_id uuid, workers uuid[], in_flight jsonb) RETURNS integer
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (
-  SELECT coalesce(sum(greatest(0, o.deliveries::integer - mailhook.in_flight_share(cap, subscription_id, workers, o.worker_id::uuid))), 0)
+  SELECT sum(greatest(0, o.deliveries::integer - mailhook.in_flight_share(cap, subscription_id, workers, o.worker_id::uuid)))
   FROM jsonb_each_text(in_flight) AS o (worker_id, deliveries)
 );
 COMMENT ON FUNCTION mailhook.in_flight_excess IS 'How much more than their shares of a cap some workers have under way. in_flight: worker id to deliveries, of one subscription.';

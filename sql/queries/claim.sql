@@ -60,7 +60,7 @@ named AS MATERIALIZED (
 crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
 ),
--- As in dispatch, and measured, too.
+-- This and measured are as in dispatch.
 elsewhere AS MATERIALIZED (
   SELECT coalesce(jsonb_object_agg(y.subscription_id, y.by_worker), '{}') AS in_flight
   FROM (
@@ -107,9 +107,7 @@ measured AS MATERIALIZED (
   ) AS cap
   CROSS JOIN LATERAL (
     SELECT mailhook.in_flight_share(cap.requests, s.id, crew.workers, @worker_id::uuid)
-      - CASE WHEN @is_new::boolean
-          THEN mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text)
-          ELSE 0 END AS requests
+      - coalesce(mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text), 0) AS requests
   ) AS share
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL

@@ -145,7 +145,7 @@ crew AS MATERIALIZED (
   SELECT coalesce(array_agg(w.id), '{}') AS workers FROM mailhook.workers AS w
 ),
 -- While this worker is new, others may still have more under way than their new shares: that is off its own. What others have less than
--- theirs is not for it: they may be taking it now.
+-- theirs is not for it: they may be taking it now. Of batches they have as many requests under way as deliveries at most.
 elsewhere AS MATERIALIZED (
   SELECT coalesce(jsonb_object_agg(y.subscription_id, y.by_worker), '{}') AS in_flight
   FROM (
@@ -210,11 +210,8 @@ measured AS (
   FROM listening AS l
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
   CROSS JOIN LATERAL (
-    -- Others have as many requests under way as deliveries at most.
     SELECT mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid)
-      - CASE WHEN @is_new::boolean
-          THEN mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key)
-          ELSE 0 END AS requests
+      - coalesce(mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key), 0) AS requests
   ) AS share
   OFFSET 0
 ),
