@@ -329,9 +329,8 @@ RETURN CASE
 END;
 COMMENT ON FUNCTION mailhook.in_flight_share IS 'How much of a cap is for one of several workers. The shares of all add up to the cap.';
 
--- STRICT: not called for subscriptions of which nobody else has anything under way.
 CREATE FUNCTION mailhook.in_flight_excess(cap integer, subscription_id uuid, workers uuid[], in_flight jsonb) RETURNS integer
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (
   SELECT sum(greatest(0, o.deliveries::integer - mailhook.in_flight_share(cap, subscription_id, workers, o.worker_id::uuid)))
   FROM jsonb_each_text(in_flight) AS o (worker_id, deliveries)

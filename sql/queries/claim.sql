@@ -107,7 +107,9 @@ measured AS MATERIALIZED (
   ) AS cap
   CROSS JOIN LATERAL (
     SELECT mailhook.in_flight_share(cap.requests, s.id, crew.workers, @worker_id::uuid)
-      - coalesce(mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text), 0) AS requests
+      - CASE WHEN (SELECT e.in_flight FROM elsewhere AS e) ? s.id::text
+          THEN mailhook.in_flight_excess(cap.requests, s.id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> s.id::text)
+          ELSE 0 END AS requests
   ) AS share
   WHERE s.status = 'active'
     AND s.deleted_at IS NULL

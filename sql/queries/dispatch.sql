@@ -211,7 +211,9 @@ measured AS (
   CROSS JOIN crew -- a column is inlined into the functions, a subquery is not
   CROSS JOIN LATERAL (
     SELECT mailhook.in_flight_share(l.cap, l.subscription_id, crew.workers, @worker_id::uuid)
-      - coalesce(mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key), 0) AS requests
+      - CASE WHEN (SELECT e.in_flight FROM elsewhere AS e) ? l.subscription_key
+          THEN mailhook.in_flight_excess(l.cap, l.subscription_id, crew.workers, (SELECT e.in_flight FROM elsewhere AS e) -> l.subscription_key)
+          ELSE 0 END AS requests
   ) AS share
   OFFSET 0
 ),
