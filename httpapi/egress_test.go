@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"mailhook/db"
 	"mailhook/db/egress"
@@ -101,7 +102,9 @@ func TestPolicyAtRegistration(t *testing.T) {
 func TestTestSendsAreLimited(t *testing.T) {
 	t.Parallel()
 	const limit = 5
-	limited := func(c *Config) { c.TestsPerMinute = limit }
+	limited := func(c *Config) {
+		c.TestsPerMinute, c.NoWorkerAfter, c.TestWait = limit, time.Minute, time.Minute
+	}
 	b := setup(t, limited)
 	other := b.another(t, limited)
 	first, second := b.create(t, b.acme, nil), b.create(t, b.acme, nil)

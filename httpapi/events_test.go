@@ -358,7 +358,7 @@ func TestReplays(t *testing.T) {
 
 func TestTestSend(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
+	b := setup(t, func(c *Config) { c.NoWorkerAfter, c.TestWait = time.Minute, time.Minute })
 	// A worker that answers all tests.
 	conn, err := b.Pool.Acquire(t.Context())
 	if err != nil {
@@ -404,7 +404,8 @@ func TestTestSend(t *testing.T) {
 	b.mustFail(t, 422, "event_type", "invalid_event_type", b.acme, "POST", path, object{"event_type": "*"})
 	b.mustFail(t, 422, "nope", "unknown_field", b.acme, "POST", path, object{"nope": "*"})
 	b.mustFail(t, 422, "format", "not_allowed", b.acme, "POST", path, object{"format": "slack"})
-	b.mustFail(t, 504, "", "no_worker", b.acme, "POST", path, nil)
+	impatient := b.at(b.another(t, func(c *Config) { c.NoWorkerAfter = 300 * time.Millisecond }))
+	impatient.mustFail(t, 504, "", "no_worker", b.acme, "POST", path, nil)
 	if n := dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM mailhook.test_deliveries WHERE ended_at IS NULL"); n != 0 {
 		t.Error("what no worker took is still there")
 	}

@@ -97,7 +97,7 @@ func TestBatchesBySize(t *testing.T) {
 func TestBatchesByTime(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.subscribe(t, "/waits", "email", "batch_max_events = 1000, batch_max_wait = '10s'")
+	b.subscribe(t, "/waits", "email", "batch_max_events = 1000, batch_max_wait = '20s'")
 	b.subscribe(t, "/at-once", "email", "batch_max_events = 1000, batch_max_wait = '0s'")
 	b.run(t, b.config())
 	for n := range 3 {
@@ -254,7 +254,7 @@ func TestTheBatchOfADeadWorker(t *testing.T) {
 func TestRequestsWithBatchesAreBounded(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.subscribe(t, "/", "email", "max_in_flight = 2, batch_max_events = 100, batch_max_wait = '0s'")
+	b.subscribe(t, "/", "email", "max_in_flight = 2, batch_max_events = 100, batch_max_wait = '0s', timeout = '60s'")
 	under, most, release := 0, 0, make(chan struct{})
 	b.answerWith(func(http.ResponseWriter, receiver.Receipt) {
 		b.mu.Lock()
@@ -271,6 +271,11 @@ func TestRequestsWithBatchesAreBounded(t *testing.T) {
 		b.emit(t, 1)
 		dbtest.Eventually(t, "it is here", func() bool { return w.leases.held() == n+1 })
 	}
+	dbtest.Eventually(t, "two have come", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return under == 2
+	})
 	close(release)
 	b.settled(t)
 	receipts := b.waitFor(t, 3)
@@ -413,7 +418,14 @@ func TestAnUrgentEventOvertakesBatches(t *testing.T) {
 		dbtest.Eventually(t, "it is here", func() bool { return w.leases.held() == n+1 })
 	}
 	b.Exec(t, "SELECT mailhook.emit('email.complained')")
-	dbtest.Eventually(t, "the complaint is here", func() bool { return w.leases.held() == 10 })
+	dbtest.Eventually(t, "the complaint is here", func() bool {
+		w.batches.mu.Lock()
+		defer w.batches.mu.Unlock()
+		for _, l := range w.batches.lines {
+			return len(l.ripe) > 0 && l.ripe[0].key.isUrgent
+		}
+		return false
+	})
 	close(release)
 	b.settled(t)
 	receipts := b.waitFor(t, 3)

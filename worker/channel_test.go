@@ -85,7 +85,7 @@ func TestPushover(t *testing.T) {
 	secrets := map[string]string{"api_token": strings.Repeat("a", 30), "user_key": strings.Repeat("u", 30)}
 	ids := map[int]uuid.UUID{}
 	for _, status := range []int{200, 299, 400, 404, 410, 429, 500, 503} {
-		ids[status] = b.subscribeTo(t, "pushover", fmt.Sprintf("%s/%d", server.URL, status), secrets, "retry_schedule = '{1s,1s}', retry_jitter = 0, suspend_when_exhausted = true")
+		ids[status] = b.subscribeTo(t, "pushover", fmt.Sprintf("%s/%d", server.URL, status), secrets, "retry_schedule = '{1s,1h}', retry_jitter = 0, suspend_when_exhausted = true")
 	}
 	b.run(t, b.config())
 	b.Exec(t, "SELECT mailhook.emit('email.delivered', recipient => 'r@example.com')")

@@ -120,7 +120,7 @@ func egressClient(t *testing.T, policy egress.Policy, dns *dnsServer) (*client, 
 // send makes one attempt, as a worker would.
 func sendTo(t *testing.T, c *client, url string) outcome {
 	t.Helper()
-	return c.attempt(t.Context(), &subscription{format: standardFormat, url: url, timeout: 5 * time.Second, keys: [][]byte{[]byte("k")}}, testDelivery())
+	return c.attempt(t.Context(), &subscription{format: standardFormat, url: url, timeout: time.Minute, keys: [][]byte{[]byte("k")}}, testDelivery())
 }
 
 // loopbackForAll is a DNS server that leads everything to this machine but public.example.

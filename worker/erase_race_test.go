@@ -398,7 +398,7 @@ func TestAnErasureEndsUnderAnother(t *testing.T) {
 	b := setup(t)
 	id := b.ask(t, canary, "")
 	// A policy holds the look up after it has its snapshot.
-	b.Exec(t, `CREATE FUNCTION public.hold_up() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'`)
+	b.Exec(t, `CREATE FUNCTION public.hold_up() RETURNS boolean LANGUAGE plpgsql SET lock_timeout = 0 AS 'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN true; END'`)
 	b.Exec(t, "CREATE POLICY hold_up ON mailhook.erasures USING (public.hold_up())")
 	b.Exec(t, "ALTER TABLE mailhook.erasures ENABLE ROW LEVEL SECURITY")
 	other, err := b.Pool.Begin(t.Context())
@@ -419,7 +419,7 @@ func TestAnErasureEndsUnderAnother(t *testing.T) {
 		answers <- answer{n, err}
 	}()
 	dbtest.Eventually(t, "it looks", func() bool {
-		return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted)")
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))")
 	})
 	if err := db.New(b.Pool).EndErasure(t.Context(), id); err != nil {
 		t.Fatal(err)
@@ -467,7 +467,7 @@ func TestErasingBesideANewPartition(t *testing.T) {
 				stepped <- err
 			}()
 			dbtest.Eventually(t, "it waits", func() bool {
-				return len(stepped) > 0 || dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted)", "mailhook."+c.parent+"_default")
+				return len(stepped) > 0 || dbtest.QueryOne[bool](t, b.DB, "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::text::regclass AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))", "mailhook."+c.parent+"_default")
 			})
 			if err := other.Commit(t.Context()); err != nil {
 				t.Fatal(err)

@@ -152,7 +152,7 @@ func (b *bundle) pushThrough(t *testing.T) {
 // holdOff brings two requests to /slow under way, switches delivery off, and leaves events in the outbox.
 func (b *bundle) holdOff(t *testing.T, under *gauge) {
 	t.Helper()
-	b.subscribe(t, "/slow", "email.complained", "retry_schedule = '{1h}'")
+	b.subscribe(t, "/slow", "email.complained", "retry_schedule = '{1h}'", "timeout = '60 s'")
 	for _, who := range []string{canary, "other@kept.example"} {
 		b.Exec(t, emitCanary+"('default', 'email.complained', $1, NULL, NULL, NULL, NULL)", who)
 	}

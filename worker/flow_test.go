@@ -82,7 +82,7 @@ func TestWhenTheNextAttemptIs(t *testing.T) {
 			// One statement wrote both: the attempt started its duration and a moment before it.
 			delay := time.Duration(dbtest.QueryOne[float64](t, b.DB,
 				"SELECT extract(epoch FROM d.next_attempt_at - a.started_at)::float8 FROM mailhook.deliveries d, mailhook.attempts a") * float64(time.Second))
-			if delay < c.least || delay > c.most+5*time.Second {
+			if delay < c.least || delay > c.most+20*time.Second {
 				t.Errorf("next attempt after %v, want %v to %v", delay, c.least, c.most)
 			}
 		})
@@ -317,9 +317,10 @@ func TestRateLimit(t *testing.T) {
 	b := setup(t)
 	b.subscribe(t, "/", "email", "rate_limit_per_second = 10")
 	b.run(t, b.config())
+	began := time.Now()
 	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, 30)")
 	receipts := b.waitFor(t, 30)
-	if took := receipts[29].At.Sub(receipts[0].At); took < 2800*time.Millisecond {
+	if took := receipts[29].At.Sub(began); took < 2900*time.Millisecond {
 		t.Errorf("30 requests at 10 a second took %v", took)
 	}
 }
@@ -420,7 +421,7 @@ func TestABurstBeyondTheCapFlows(t *testing.T) {
 	b := setup(t)
 	b.subscribe(t, "/", "email", "max_in_flight = 4")
 	cfg := b.config()
-	cfg.ClaimInterval = time.Hour
+	cfg.ClaimInterval = 20 * time.Second // by the clock alone it would take 25 minutes
 	b.run(t, cfg)
 	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, 300)")
 	b.waitFor(t, 300)

@@ -38,7 +38,7 @@ type hostile struct {
 // timeout is the subscription's. What does not hang has all the time that a busy machine may need.
 func (h hostile) timeout() time.Duration {
 	if h.hangs {
-		return 5 * time.Second
+		return 10 * time.Second
 	}
 	return time.Minute
 }

@@ -131,13 +131,14 @@ func create(t testing.TB, clause string) *DB {
 	return &DB{URL: WithDatabase(server, database), Pool: pool}
 }
 
-// As is the URL of sessions that may do what a role of ours may, and nothing else.
+// As is the URL of sessions that may do what a role of ours may, and nothing else. They have a minute to connect, for a busy machine.
 func (d *DB) As(role string) string {
 	u, err := url.Parse(d.URL)
 	if err != nil {
 		panic(err) // the pool has parsed it
 	}
 	query := u.Query()
+	query.Set("connect_timeout", "60")
 	query.Set("role", role) // a setting of PostgreSQL, given at the start of the session
 	u.RawQuery = query.Encode()
 	return u.String()
