@@ -26,7 +26,8 @@ type batches struct {
 	mu        sync.Mutex
 	lines     map[uuid.UUID]*line // by subscription
 	ready     []*line             // that have something ripe, and may have a slot free
-	parked    []*line             // ready, but for what other slow ones have under way, or for what they had before batches
+	parked    []*line             // ready, but for what other slow ones have under way
+	behind    []*line             // ready, but for what they had under way before they had batches
 	isHurried bool                // nothing waits for others any more
 }
 
@@ -65,7 +66,7 @@ func (b *batches) run(ctx context.Context) {
 			return
 		case <-b.w.leases.unstarved:
 			b.mu.Lock()
-			b.unpark()
+			b.enqueueAll(&b.behind)
 			b.startReady()
 			b.mu.Unlock()
 		}
@@ -183,6 +184,8 @@ func (b *batches) startReady() {
 		case full, busy:
 		case parked:
 			b.parked = append(b.parked, l)
+		case behind:
+			b.behind = append(b.behind, l)
 		case begun:
 			b.w.hand(l.ctx, job{batch: b.cut(l)})
 			b.enqueue(l)
@@ -246,13 +249,13 @@ func (b *batches) ended(id uuid.UUID) {
 	if l := b.lines[id]; l != nil {
 		b.enqueue(l)
 	}
-	b.unpark()
+	b.enqueueAll(&b.parked)
 	b.startReady()
 }
 
-func (b *batches) unpark() {
-	waiting := b.parked
-	b.parked = nil
+func (b *batches) enqueueAll(lines *[]*line) {
+	waiting := *lines
+	*lines = nil
 	for _, l := range waiting {
 		b.enqueue(l)
 	}

@@ -373,7 +373,7 @@ func TestTheCapHoldsWhileBatchesComeAndGo(t *testing.T) {
 				dbtest.Eventually(t, "a batch has asked for a slot", func() bool {
 					w.batches.mu.Lock()
 					defer w.batches.mu.Unlock()
-					return len(w.batches.parked) > 0 || requestsOf(w) > 5
+					return len(w.batches.behind) > 0 || requestsOf(w) > 5
 				})
 			}
 			if n := requestsOf(w); n != 5 {

@@ -101,7 +101,8 @@ type turn int
 const (
 	begun  turn = iota
 	busy        // its subscription has as many as it may: when one of those is over, it may ask again
-	parked      // slow ones have as many as they may, or what it had before it had batches is under way: when any request with a batch is over, or at unstarved, it may ask again
+	parked      // slow ones have as many as they may: when any request with a batch is over, it may ask again
+	behind      // what its subscription had before it had batches is under way: at unstarved it may ask again
 	full        // all slots are taken, or those for batches: unstarved tells when to ask again
 )
 
@@ -116,7 +117,7 @@ func (l *leases) begin(id uuid.UUID, most, maxInFlight int) turn {
 		return busy
 	case s.requests+s.single >= most:
 		l.starved = true
-		return parked
+		return behind
 	case l.requests >= max(1, maxInFlight/2) || l.requests+l.deliveries-l.urgent+max(l.urgent, keptForUrgent(maxInFlight)) >= maxInFlight:
 		l.starved = true
 		return full
