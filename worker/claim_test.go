@@ -45,13 +45,14 @@ func TestAClaimIsFlatUnderAHeldSnapshot(t *testing.T) {
 		t.Fatal("a walk that finds nothing does not end")
 	}
 	c.walkedAt, lanes.urgent.walkedAt = time.Now().Add(time.Hour), time.Now().Add(time.Hour) // no walk in between
-	before := b.indexEntries(t)
+	const waits = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_all_indexes WHERE relid = 'mailhook.deliveries'::regclass AND indexrelname LIKE '%next_attempt_at_idx'"
+	before := b.read(t, w, waits)
 	for range 100 {
 		look(0)
 	}
 	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = clock_timestamp() WHERE event_id <= 10")
 	look(10)
-	if read := b.indexEntries(t) - before; read > 2000 {
+	if read := b.read(t, w, waits) - before; read > 2000 {
 		t.Errorf("101 claims read %d entries of the indexes of what waits", read)
 	}
 
@@ -119,18 +120,6 @@ func TestWhatEndsIsToldWhereRoomIsWanted(t *testing.T) {
 	if len(l.wanting) > 0 {
 		t.Error("what has nothing under way any more is still waited for")
 	}
-}
-
-// indexEntries is how many entries of the two indexes of waiting deliveries have been read, by sessions that have said so.
-func (b *bundle) indexEntries(t *testing.T) int64 {
-	t.Helper()
-	var read int64
-	dbtest.Eventually(t, "statistics have come in", func() bool {
-		last := read
-		read = b.count(t, "SELECT sum(idx_tup_read)::bigint FROM pg_stat_all_indexes WHERE relid = 'mailhook.deliveries'::regclass AND indexrelname LIKE '%next_attempt_at_idx'")
-		return last == read && read > 0
-	})
-	return read
 }
 
 // A walk that takes longer than a statement may is given up: claims go on as before it.

@@ -212,13 +212,7 @@ func TestTheFloorHoldsInABacklog(t *testing.T) {
 	if _, err := snapshot.Exec(t.Context(), "SELECT count(*) FROM mailhook.installation"); err != nil {
 		t.Fatal(err)
 	}
-	w, err := New(t.Context(), b.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.register(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	w := b.idleWorker(t, b.config())
 	d := &dispatcher{w: w, requests: t.Context(), limit: 500, fanOut: -1}
 	w.cfg.BatchRows = 500
 	var took []time.Duration
@@ -233,12 +227,7 @@ func TestTheFloorHoldsInABacklog(t *testing.T) {
 		}
 		took = append(took, time.Since(began).Round(time.Millisecond))
 	}
-	w.Close()
-	var read int64
-	dbtest.Eventually(t, "statistics", func() bool {
-		read = dbtest.QueryOne[int64](t, b.DB, "SELECT idx_tup_read FROM pg_stat_all_indexes WHERE indexrelname = 'outbox_id_pkey'")
-		return read > rows
-	})
+	read := b.read(t, w, "SELECT idx_tup_read FROM pg_stat_all_indexes WHERE indexrelname = 'outbox_id_pkey'")
 	t.Logf("%d index entries read for %d rows; looks took %v", read, rows, took)
 	if read > 6*rows {
 		t.Errorf("%d index entries read to take %d rows: each look scans from the beginning", read, rows)

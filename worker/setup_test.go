@@ -114,6 +114,24 @@ func (b *bundle) config() Config {
 	return c
 }
 
+// read is what w has read until now, by a statement over the statistics views. A session tells of its last ten seconds only when it
+// ends: so w's are ended, and the plans that they kept with them.
+func (b *bundle) read(t *testing.T, w *Worker, statement string) int64 {
+	t.Helper()
+	pids := dbtest.QueryOne[[]int32](t, b.DB, "SELECT array_agg(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'mailhook worker'")
+	for _, pool := range []*db.Pool{w.pool, w.genericPool, w.slowPool} {
+		pool.Reset()
+	}
+	dbtest.Eventually(t, "the worker's sessions have ended", func() bool {
+		return b.count(t, "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1)", pids) == 0
+	})
+	ended := dbtest.QueryOne[time.Time](t, b.DB, "SELECT clock_timestamp()")
+	dbtest.Eventually(t, "PostgreSQL 14 has written its statistics", func() bool {
+		return dbtest.QueryOne[bool](t, b.DB, "SELECT coalesce(pg_stat_get_snapshot_timestamp() > $1, true)", ended)
+	})
+	return b.count(t, statement)
+}
+
 // run starts a worker and stops it at the end of the test, or by the answered function.
 func (b *bundle) run(t *testing.T, c Config) (w *Worker, stop func()) {
 	t.Helper()
