@@ -103,7 +103,7 @@ elsewhere AS MATERIALIZED (
   ) AS y
 ),
 measured AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before, h.consecutive_failures,
     CASE WHEN s.batch_max_events IS NOT NULL THEN greatest(1, share.requests) END AS requests,
     least(
       share.requests * coalesce(s.batch_max_events, 1),
@@ -121,7 +121,7 @@ measured AS MATERIALIZED (
   ) AS s
   CROSS JOIN crew
   LEFT JOIN LATERAL (
-    SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before
+    SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before, y.consecutive_failures
     FROM mailhook.subscription_health AS y
     WHERE y.subscription_id = s.id
     OFFSET 0
@@ -143,9 +143,9 @@ measured AS MATERIALIZED (
     AND CASE WHEN s.batch_max_events IS NOT NULL THEN pg_try_advisory_xact_lock(hashtextextended(s.id::text, 2)) ELSE true END
 ),
 open AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, w.timeout, w.rate_limit_per_second, w.event_types, w.batch_max_events, w.opened_at, w.release_before, w.requests, w.width, w.slow_limit, w.ordinary, w.urgent, w.whole, least(greatest($12::int, w.batch_max_events), w.whole) AS room
+  SELECT w.subscription_id, w.step, w.timeout, w.rate_limit_per_second, w.event_types, w.batch_max_events, w.opened_at, w.release_before, w.consecutive_failures, w.requests, w.width, w.slow_limit, w.ordinary, w.urgent, w.whole, least(greatest($12::int, w.batch_max_events), w.whole) AS room
   FROM (
-    SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent, CASE WHEN $3::boolean
+    SELECT m.subscription_id, m.step, m.timeout, m.rate_limit_per_second, m.event_types, m.batch_max_events, m.opened_at, m.release_before, m.consecutive_failures, m.requests, m.width, m.slow_limit, m.ordinary, m.urgent, CASE WHEN $3::boolean
       THEN greatest(least(m.width, m.slow_limit) - m.ordinary, least(m.width - m.ordinary, mailhook.urgent_reserve(m.width, m.event_types))) - m.urgent
       ELSE least(m.width - m.ordinary - greatest(m.urgent, mailhook.urgent_reserve(m.width, m.event_types)), m.slow_limit - m.ordinary - m.urgent)
     END AS whole
@@ -319,6 +319,8 @@ SELECT resume.subscription_id AS resume_after,
   c.batch_id,
   coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
   coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
+  -- Of a batch that failed: its endpoint has taken something since, or was asked for nothing else.
+  coalesce(c.subscription_id = ANY (ARRAY(SELECT o.subscription_id FROM open AS o WHERE o.requests IS NOT NULL AND coalesce(o.consecutive_failures, 0) < 2)), false)::boolean AS is_well,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order
@@ -408,6 +410,7 @@ type ClaimRow struct {
 	BatchID         *uuid.UUID
 	Requests        int32
 	IsProbe         bool
+	IsWell          bool
 	SubscriptionID  uuid.UUID
 	Attempt         int32
 	OrderKey        int64
@@ -495,6 +498,7 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 			&i.BatchID,
 			&i.Requests,
 			&i.IsProbe,
+			&i.IsWell,
 			&i.SubscriptionID,
 			&i.Attempt,
 			&i.OrderKey,

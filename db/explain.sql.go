@@ -108,8 +108,43 @@ func (q *Queries) ExplainMatch(ctx context.Context, arg ExplainMatchParams) (Exp
 	return i, err
 }
 
+const getDelays = `-- name: GetDelays :one
+SELECT i.delivery_enabled,
+  EXISTS (SELECT FROM mailhook.workers AS w WHERE w.seen_at > statement_timestamp() - interval '15 seconds')::boolean AS has_workers,
+  EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = $1 AND h.release_before IS NOT NULL)::boolean AS is_releasing,
+  i.release_rate,
+  (SELECT count(*) FROM (
+    SELECT FROM mailhook.workers AS w
+    JOIN mailhook.deliveries AS d ON d.leased_by = w.id AND d.subscription_id = $1 AND d.lease_id IS NOT NULL
+    LIMIT 1000) AS x)::int AS leased
+FROM mailhook.installation AS i
+`
+
+type GetDelaysRow struct {
+	DeliveryEnabled bool
+	HasWorkers      bool
+	IsReleasing     bool
+	ReleaseRate     float64
+	Leased          int32
+}
+
+// GetDelays answers what a delivery that is due may wait for. How many of its subscription workers have stops at 1,000; they are asked for
+// by worker, as the index has them.
+func (q *Queries) GetDelays(ctx context.Context, subscriptionID uuid.UUID) (GetDelaysRow, error) {
+	row := q.db.QueryRow(ctx, getDelays, subscriptionID)
+	var i GetDelaysRow
+	err := row.Scan(
+		&i.DeliveryEnabled,
+		&i.HasWorkers,
+		&i.IsReleasing,
+		&i.ReleaseRate,
+		&i.Leased,
+	)
+	return i, err
+}
+
 const getHealth = `-- name: GetHealth :one
-SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcome
+SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_failed_at, h.last_outcome
 FROM mailhook.subscription_health AS h
 WHERE h.subscription_id = $1
 `
@@ -119,6 +154,7 @@ type GetHealthRow struct {
 	OpenUntil     *time.Time
 	WaitUntil     *time.Time
 	FirstFailedAt *time.Time
+	LastFailedAt  *time.Time
 	LastOutcome   *string
 }
 
@@ -131,6 +167,7 @@ func (q *Queries) GetHealth(ctx context.Context, subscriptionID uuid.UUID) (GetH
 		&i.OpenUntil,
 		&i.WaitUntil,
 		&i.FirstFailedAt,
+		&i.LastFailedAt,
 		&i.LastOutcome,
 	)
 	return i, err

@@ -1,6 +1,8 @@
 package db_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,27 +11,29 @@ import (
 
 func TestRetryPresets(t *testing.T) {
 	t.Parallel()
-	for name, want := range map[string]struct {
-		delays int
-		total  time.Duration
-	}{
-		"standard":   {9, 75*time.Hour + 35*time.Minute + 5*time.Second},
-		"svix":       {7, 27*time.Hour + 35*time.Minute + 5*time.Second},
-		"resend":     {7, 27*time.Hour + 35*time.Minute + 5*time.Second},
-		"mailgun":    {7, 8*time.Hour + 5*time.Minute},
-		"postmark":   {10, 10*time.Hour + 21*time.Minute},
-		"sparkpost":  {9, 8 * time.Hour},
-		"sendgrid":   {10, 24 * time.Hour},
-		"mumara-one": {11, 34*time.Hour + 7*time.Minute},
-		"mailjet":    {20, 305 * time.Minute},
+	const thirtySeconds, thirtyMinutes = "30s 30s 30s 30s 30s 30s 30s 30s 30s 30s", "30m 30m 30m 30m 30m 30m 30m 30m 30m 30m"
+	for name, want := range map[string]string{
+		"standard":   "5s 5m 30m 2h 5h 10h 14h 20h 24h",
+		"svix":       "5s 5m 30m 2h 5h 10h 10h",
+		"resend":     "5s 5m 30m 2h 5h 10h 10h",
+		"mailgun":    "10m 10m 15m 30m 1h 2h 4h",
+		"postmark":   "1m 5m 10m 10m 10m 15m 30m 1h 2h 6h",
+		"sparkpost":  "1m 2m 4m 8m 15m 30m 1h 2h 4h",                 // 8 h in all
+		"sendgrid":   "1m 4m 10m 15m 30m 1h 2h 4h 6h 10h",            // 24 h in all
+		"mumara-one": "1m 2m 4m 8m 16m 32m 64m 128m 256m 512m 1024m", // exponential
+		"mailjet":    thirtySeconds + " " + thirtyMinutes,
 	} {
 		preset, ok := db.FindRetryPreset(name)
-		var total time.Duration
-		for _, delay := range preset.Schedule {
-			total += delay
+		var schedule []time.Duration
+		for delay := range strings.FieldsSeq(want) {
+			d, err := time.ParseDuration(delay)
+			if err != nil {
+				t.Fatal(err)
+			}
+			schedule = append(schedule, d)
 		}
-		if !ok || len(preset.Schedule) != want.delays || total != want.total {
-			t.Errorf("%s: %d delays, %v in all", name, len(preset.Schedule), total)
+		if !ok || !slices.Equal(preset.Schedule, schedule) {
+			t.Errorf("%s: %v, want %v", name, preset.Schedule, schedule)
 		}
 		if isMailjet := name == "mailjet"; preset.SuspendWhenExhausted != isMailjet || (preset.Jitter == 0) != isMailjet {
 			t.Errorf("%s: %+v", name, preset)

@@ -57,7 +57,7 @@ func (s *server) addExplain(api huma.API) {
 	}, s.explain)
 	register(s, api, huma.Operation{
 		OperationID: "explain-subscription", Method: http.MethodPost, Path: "/v1/subscriptions/{id}/explain", Tags: []string{"subscriptions"},
-		Summary: "Say whether an event would be delivered to a subscription", Description: "The event is given as emit takes it. Nothing is stored.",
+		Summary: "Say whether an event would be delivered to a subscription", Description: "The event is given by the columns of the outbox. Nothing is stored.",
 	}, s.explainAhead)
 }
 
@@ -75,7 +75,10 @@ func (s *server) explain(ctx context.Context, who caller, in *explainRequest) (*
 		return nil, err
 	}
 	out := &explainResponse{Explanation{EventID: in.ID, SubscriptionID: in.SubscriptionID}}
-	if event.State == "undispatched" || event.State == "quarantined" || event.State == "erased" {
+	if event.State == "undispatched" {
+		return out, s.explainUndispatched(ctx, who, &out.Body, id, to)
+	}
+	if event.State == "quarantined" || event.State == "erased" {
 		actual := event.State
 		if event.Reason != nil {
 			actual += ": " + *event.Reason

@@ -1,12 +1,15 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5"
 
 	"mailhook/db"
 )
@@ -48,29 +51,65 @@ func (s *server) explainAhead(ctx context.Context, who caller, in *explainAheadR
 	if len(found) > 0 {
 		return nil, invalid(found...)
 	}
+	out := &explainResponse{Explanation{SubscriptionID: in.ID}}
+	return out, s.ahead(ctx, &out.Body, event, to)
+}
+
+// explainUndispatched says so, and what dispatch will make of the event.
+func (s *server) explainUndispatched(ctx context.Context, who caller, out *Explanation, id db.EventID, to db.Subscription) error {
+	undispatched := Condition{"dispatched", false, "dispatched", "undispatched"}
+	delays, err := s.queries.GetDelays(ctx, to.ID)
+	if err != nil {
+		return fmt.Errorf("read what delays: %w", err)
+	}
+	row, err := s.queries.GetUndispatchedEvent(ctx, db.GetUndispatchedEventParams{ID: id.ID, InsertedAt: id.InsertedAt, AccountID: who.account})
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("read outbox: %w", err)
+	}
+	if err == nil {
+		event := db.Event{
+			AccountID: row.AccountID, InsertedAt: id.InsertedAt, EventType: row.EventType, Recipient: present(row.Recipient), MessageID: present(row.MessageID), CampaignID: present(row.CampaignID),
+			SendingDomain: present(row.SendingDomain), SendingNode: present(row.SendingNode), Bridge: present(row.Bridge), DedicatedIP: present(row.DedicatedIP), Data: row.Data,
+		}
+		if err := s.ahead(ctx, out, event, to); err != nil {
+			return err
+		}
+	}
+	out.Matched = false
+	if len(out.Conditions) == 0 || out.Conditions[0].Condition != undispatched.Condition {
+		out.Conditions = append([]Condition{undispatched}, out.Conditions...)
+	}
+	out.Summary = strings.TrimSpace("The event is still in the outbox: " + cmp.Or(standstillOf(delays), "no worker has dispatched it yet") + ". " + out.Summary)
+	return nil
+}
+
+// ahead is what dispatch would make of an event.
+func (s *server) ahead(ctx context.Context, out *Explanation, event db.Event, to db.Subscription) error {
 	refined, err := s.queries.RefineEvent(ctx, db.RefineEventParams{
 		EventType: event.EventType, AccountID: event.AccountID, Recipient: event.Recipient, MessageID: event.MessageID, CampaignID: event.CampaignID,
 		SendingDomain: event.SendingDomain, SendingNode: event.SendingNode, Bridge: event.Bridge, DedicatedIP: event.DedicatedIP, Data: event.Data,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("refine event: %w", err)
+		return fmt.Errorf("refine event: %w", err)
 	}
-	out := &explainResponse{Explanation{SubscriptionID: in.ID}}
 	if _, reason, refused := strings.Cut(refined.Refused, " "); refused {
-		out.Body.Conditions = []Condition{{"dispatched", false, "dispatched", "quarantined: " + reason}}
-		out.Body.Summary = "The event would be quarantined: " + reason + "."
-		return out, nil
+		out.Conditions = []Condition{{"dispatched", false, "dispatched", "quarantined: " + reason}}
+		out.Summary = "The event would be quarantined: " + reason + "."
+		return nil
 	}
-	event.EventType, event.InsertedAt = refined.EventType, refined.Now
-	if err := s.hold(ctx, &out.Body, event, to); err != nil {
-		return nil, err
+	event.EventType, event.DispatchedAt = refined.EventType, refined.Now
+	if event.InsertedAt.IsZero() {
+		event.InsertedAt = refined.Now
 	}
-	if failed := firstFailed(out.Body.Conditions); failed != nil {
-		out.Body.Summary = "The event would not be delivered: " + sentenceOf(*failed) + "."
-		return out, nil
+	if err := s.hold(ctx, out, event, to); err != nil {
+		return err
 	}
-	out.Body.Summary, err = s.summaryAhead(ctx, event, to)
-	return out, err
+	if failed := firstFailed(out.Conditions); failed != nil {
+		out.Summary = "The event would not be delivered: " + sentenceOf(*failed) + "."
+		return nil
+	}
+	out.Summary, err = s.summaryAhead(ctx, event, to)
+	return err
 }
 
 // eventAhead reads the event; ” and null count as absent, as they do at dispatch.
@@ -86,15 +125,21 @@ func eventAhead(in *explainAheadRequest, account string) (e db.Event, found []Fi
 		{"sending_domain", in.Body.SendingDomain, &e.SendingDomain}, {"sending_node", in.Body.SendingNode, &e.SendingNode},
 		{"bridge", in.Body.Bridge, &e.Bridge}, {"dedicated_ip", in.Body.DedicatedIP, &e.DedicatedIP},
 	} {
-		if text := string(f.in.value); text != "" {
-			*f.to = &text
-			found = append(found, checkText(f.name, text, maxTextBytes)...)
+		if *f.to = present(string(f.in.value)); *f.to != nil {
+			found = append(found, checkText(f.name, **f.to, maxTextBytes)...)
 		}
 	}
 	if in.Body.Data.isValue() {
 		e.Data = json.RawMessage(in.Body.Data.value)
 	}
 	return e, found
+}
+
+func present(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
 }
 
 // maxTextBytes bounds what is sent to the database to be refused there.

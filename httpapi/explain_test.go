@@ -89,6 +89,8 @@ func TestTroubleshootTheEndpointGetsNothing(t *testing.T) {
 	says(t, b.explained(t, event, id), true, "the endpoint fails (dns), so its circuit is open since 2026-01-02 03:04:05 UTC; the next probe is due at 2999-01-02 03:04:05 UTC")
 	b.Exec(t, "UPDATE mailhook.subscription_health SET opened_at = NULL, open_until = NULL, wait_until = '2999-01-01Z'")
 	says(t, b.explained(t, event, id), true, "has asked for a pause until 2999-01-01 00:00:00 UTC")
+	b.Exec(t, "UPDATE mailhook.subscription_health SET last_failed_at = '2026-01-02 03:04:05Z'")
+	says(t, b.explained(t, event, id), true, "has asked for a pause at 2026-01-02 03:04:05 UTC, until 2999-01-01 00:00:00 UTC")
 	b.Exec(t, "DELETE FROM mailhook.subscription_health")
 	b.must(t, 200, b.admin, "PUT", "/v1/accounts/acme", object{"status": "suspended"})
 	b.Exec(t, "UPDATE mailhook.accounts SET status_changed_at = '2026-03-04 05:06:07Z'")
@@ -98,6 +100,58 @@ func TestTroubleshootTheEndpointGetsNothing(t *testing.T) {
 	if dbtest.QueryOne[bool](t, b.DB, "SELECT status_changed_at = '2026-03-04 05:06:07Z' FROM mailhook.accounts") {
 		t.Error("a new status of an account has no time of its own")
 	}
+}
+
+// What is due and does not go out: nobody is there to send it, or others of its subscription go first.
+func TestExplainSaysWhatKeepsWhatIsDue(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, object{"max_in_flight": 1, "rate_limit_per_second": 0.5})
+	undispatched := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.emit('email.sent', account_id => 'acme')")
+	event := b.event(t, "acme", "email.sent", "r", time.Now().Add(time.Second))
+	other := b.event(t, "acme", "email.sent", "r", time.Now().Add(time.Second))
+	b.delivery(t, event, id)
+	b.delivery(t, other, id)
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = '2999-01-01Z'")
+	says(t, b.explained(t, event, id), true, "due at 2999-01-01 00:00:00 UTC; no attempt was made")
+	b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = '2026-01-02 03:04:05Z'")
+	late := "Waiting for the next attempt, due at 2026-01-02 03:04:05 UTC, and late: "
+	says(t, b.explained(t, event, id), true, late+"no worker has been seen for 15 seconds; no attempt was made")
+	says(t, b.explained(t, undispatched, id), false, "The event is still in the outbox: no worker has been seen for 15 seconds.")
+	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = false")
+	says(t, b.explained(t, event, id), true, late+"delivery is switched off for the whole installation (mailhook delivery on); ")
+	says(t, b.explained(t, undispatched, id), false, "The event is still in the outbox: delivery is switched off ")
+	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = true, release_rate = 7")
+	b.Exec(t, "INSERT INTO mailhook.workers (id, seen_at, hostname, pid, version) VALUES (mailhook.uuid7(), '2999-01-01Z', 'h', 1, 'v')")
+	says(t, b.explained(t, event, id), true, "due at 2026-01-02 03:04:05 UTC; no attempt was made")
+	b.Exec(t, "UPDATE mailhook.deliveries SET leased_by = w.id, lease_id = w.id FROM mailhook.workers AS w WHERE mailhook.event_id(event_inserted_at, event_id) = $1", other)
+	says(t, b.explained(t, event, id), true, late+"workers have 1 others of the subscription (max_in_flight is 1, rate_limit_per_second 0.5); ")
+	b.Exec(t, `INSERT INTO mailhook.subscription_health (subscription_id, release_before, released_at) SELECT id, now(), now() FROM mailhook.subscriptions`)
+	says(t, b.explained(t, event, id), true, late+"what had been held goes out again, oldest first, at most 7 a second; ")
+}
+
+// An event in the outbox: what dispatch will make of it.
+func TestExplainSaysWhatDispatchWillMakeOfAnEvent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, object{"event_types": []string{"email.bounced.hard"}})
+	for data, told := range map[string]string{
+		`{"bounce_type": "hard"}`: "The event would be delivered, as email.bounced.hard.",
+		`{"bounce_type": "soft"}`: "The event would not be delivered: the type email.bounced.soft is not selected",
+		`[1]`:                     "The event would be quarantined: ",
+	} {
+		event := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.event_id(inserted_at, id) FROM mailhook.outbox WHERE id = $1",
+			dbtest.QueryOne[int64](t, b.DB, "INSERT INTO mailhook.outbox (account_id, event_type, data) VALUES ('acme', 'email.bounced', $1) RETURNING id", data))
+		got := b.explained(t, event, id)
+		says(t, got, false, "The event is still in the outbox: no worker has been seen for 15 seconds. "+told)
+		first := got["conditions"].([]any)[0].(object)
+		if first["condition"] != "dispatched" || first["passed"] != false {
+			t.Error(got["conditions"])
+		}
+	}
+	event := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.emit('email.bounced', account_id => 'acme', data => '{\"bounce_type\": \"hard\"}')")
+	b.must(t, 204, b.acme, "DELETE", "/v1/subscriptions/"+id, nil)
+	says(t, b.explained(t, event, id), false, "The event would not be delivered: the subscription was deleted at ")
 }
 
 // What is not found among too many is not said to be missing.

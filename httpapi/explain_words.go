@@ -15,10 +15,40 @@ func summaryOfState(event EventWithDeliveries) string {
 	switch event.State {
 	case "quarantined":
 		return "The event is in quarantine: " + valueOf(event.Reason) + ". It goes on once it is released."
-	case "erased":
-		return "A person was erased from the event: it is not delivered any more."
 	}
-	return "The event is still in the outbox: no worker has dispatched it yet."
+	return "A person was erased from the event: it is not delivered any more."
+}
+
+// standstillOf says why no worker does anything; "" where one does.
+func standstillOf(delays db.GetDelaysRow) string {
+	switch {
+	case !delays.DeliveryEnabled:
+		return "delivery is switched off for the whole installation (mailhook delivery on)"
+	case !delays.HasWorkers:
+		return "no worker has been seen for 15 seconds"
+	}
+	return ""
+}
+
+// delayOf says why a delivery of the subscription may be due and not go out; "" where nothing is known.
+func (s *server) delayOf(ctx context.Context, to db.Subscription) (string, error) {
+	delays, err := s.queries.GetDelays(ctx, to.ID)
+	if err != nil {
+		return "", fmt.Errorf("read what delays: %w", err)
+	}
+	switch {
+	case standstillOf(delays) != "":
+		return standstillOf(delays), nil
+	case delays.IsReleasing:
+		return fmt.Sprintf("what had been held goes out again, oldest first, at most %v a second", delays.ReleaseRate), nil
+	case delays.Leased > 0:
+		limit := fmt.Sprintf("max_in_flight is %d", to.MaxInFlight)
+		if to.RateLimitPerSecond != nil {
+			limit += fmt.Sprintf(", rate_limit_per_second %v", *to.RateLimitPerSecond)
+		}
+		return fmt.Sprintf("workers have %d others of the subscription (%s)", delays.Leased, limit), nil
+	}
+	return "", nil
 }
 
 // summary is the reason in a sentence: what became of the delivery or, without one, why there is none, as far as all was read.
@@ -64,7 +94,17 @@ func (s *server) summaryOfDelivery(ctx context.Context, d DeliveryWithAttempts, 
 	if d.NextAttemptAt == nil { // waits_for says so
 		return "Waiting for an earlier delivery of the same message or recipient; " + tried + ".", nil
 	}
-	return fmt.Sprintf("Waiting for the next attempt, due at %s; %s.", at(time.Time(*d.NextAttemptAt)), tried), nil
+	due := "due at " + at(time.Time(*d.NextAttemptAt))
+	if time.Time(*d.NextAttemptAt).Before(time.Now()) {
+		delay, err := s.delayOf(ctx, to)
+		if err != nil {
+			return "", err
+		}
+		if delay != "" {
+			due += ", and late: " + delay
+		}
+	}
+	return fmt.Sprintf("Waiting for the next attempt, %s; %s.", due, tried), nil
 }
 
 // summaryAhead is for an event that all conditions let pass.
@@ -117,7 +157,10 @@ func (s *server) holdOf(ctx context.Context, reason string, to db.Subscription) 
 		return fmt.Sprintf("the endpoint fails (%s), so its circuit is open since %s; the next probe is due at %s", valueOf(health.LastOutcome), at(*health.OpenedAt), at(*health.OpenUntil)), nil
 	}
 	if health.WaitUntil != nil {
-		return "the endpoint has asked for a pause until " + at(*health.WaitUntil), nil
+		if health.LastFailedAt == nil {
+			return "the endpoint has asked for a pause until " + at(*health.WaitUntil), nil
+		}
+		return fmt.Sprintf("the endpoint has asked for a pause at %s, until %s", at(*health.LastFailedAt), at(*health.WaitUntil)), nil
 	}
 	return "it goes out in a moment", nil
 }
@@ -137,6 +180,8 @@ func sentenceOf(c Condition) string {
 		return "it tells of this subscription itself"
 	case "account":
 		return "it belongs to another account"
+	case "deleted":
+		return "the subscription was deleted at " + strings.Trim(shown(c.Actual), `"`)
 	}
 	if c.Actual == nil {
 		return fmt.Sprintf("the filter %s asks for %s, and the event has none", c.Condition, shown(c.Expected))

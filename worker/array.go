@@ -72,9 +72,14 @@ type part struct{ from, to int }
 
 func (p part) len() int { return p.to - p.from }
 
-func (p part) halves() []part {
-	middle := p.from + p.len()/2
-	return []part{{p.from, middle}, {middle, p.to}}
+// cut makes n parts of it, or as many as it has events.
+func (p part) cut(n int) []part {
+	n = min(n, p.len())
+	parts := make([]part, n)
+	for i := range parts {
+		parts[i] = part{p.from + p.len()*i/n, p.from + p.len()*(i+1)/n}
+	}
+	return parts
 }
 
 func (a *array) whole() part { return part{0, len(a.deliveries)} }
@@ -125,21 +130,53 @@ func byEvent(a, b *delivery) int {
 	return cmp.Or(a.event.id.InsertedAt.Compare(b.event.id.InsertedAt), cmp.Compare(a.event.id.ID, b.event.id.ID))
 }
 
-// failedIDs reads {"failed": ["evt_…"]} from the answer to a batch; any other answer names none.
-func failedIDs(answer []byte) map[string]bool {
+// A failures is what the answer to a batch names as failed.
+type failures struct {
+	ids map[string]bool
+	all bool // the list has no end: what else is on it is not known
+}
+
+func (f failures) has(d *delivery) bool { return f.all || len(f.ids) > 0 && f.ids[d.event.publicID()] }
+
+// failuresIn reads {"failed": ["evt_…"]} from the answer to a batch, as far as it is JSON; any other answer names none.
+func failuresIn(answer []byte) (f failures) {
 	if !bytes.Contains(answer, []byte(`"failed"`)) {
-		return nil
+		return f
 	}
-	var members map[string]json.RawMessage
-	var ids []string
-	if json.Unmarshal(answer, &members) != nil || json.Unmarshal(members["failed"], &ids) != nil {
-		return nil
+	decoder := json.NewDecoder(bytes.NewReader(answer))
+	if begin, err := decoder.Token(); err != nil || begin != json.Delim('{') {
+		return f
 	}
-	failed := make(map[string]bool, len(ids))
-	for _, id := range ids {
-		failed[id] = true
+	for decoder.More() {
+		name, err := decoder.Token()
+		if err != nil {
+			return f
+		}
+		var value json.RawMessage
+		if name != "failed" {
+			if decoder.Decode(&value) != nil {
+				return f
+			}
+			continue
+		}
+		f = failures{ids: map[string]bool{}}
+		if begin, err := decoder.Token(); err != nil || begin != json.Delim('[') {
+			return f
+		}
+		for decoder.More() {
+			var id any
+			if decoder.Decode(&id) != nil {
+				break
+			}
+			if id, ok := id.(string); ok {
+				f.ids[id] = true
+			}
+		}
+		_, err = decoder.Token()
+		f.all = err != nil
+		return f
 	}
-	return failed
+	return f
 }
 
 // takeLongest takes the longest of some parts out of them.

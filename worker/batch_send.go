@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// vanishedParts is in how many a batch is cut whose receiver gave no answer of its own: one event of a thousand is alone after four cuts.
+const vanishedParts = 8
+
 // batchExcerpt is how much of an answer is kept with each of several deliveries of one request.
 const batchExcerpt = 256
 
@@ -72,6 +75,9 @@ func unrenderable(deliveries []*delivery) []outcome {
 // A 5xx may be about an event, too: a receiver that throws. The first attempt believes that it is about the endpoint. Each one
 // after it looks two cuts further whether a part is taken, for as long as one request may take; where none is, the batch comes again
 // as it was.
+//
+// A receiver that an event brings down gives no answer of its own. Its batch is cut where others are taken meanwhile, in more parts,
+// for each look costs an attempt.
 type trial struct {
 	w      *Worker
 	ctx    context.Context
@@ -91,7 +97,8 @@ func (t *trial) run() {
 	}
 	t.outcomes = make([]outcome, n)
 	parts := []part{t.array.whole()}
-	broken, patience, anyTaken, anyRefused := 0, 1+2*t.array.deliveries[0].attempt, false, false
+	first := t.array.deliveries[0]
+	broken, patience, anyTaken, anyRefused := 0, 1+2*first.attempt, false, false
 	started := time.Now()
 	for budget := 2*bits.Len(uint(n-1)) + 2; budget > 0 && len(parts) > 0; budget-- {
 		var p part
@@ -111,8 +118,12 @@ func (t *trial) run() {
 		anyRefused = anyRefused || o.refuses()
 		mayCut := o.refuses() || o.breaks() && broken < patience && time.Since(started) < t.array.to.timeout
 		if mayCut && p.len() > 1 {
-			parts = append(parts, p.halves()...)
+			parts = append(parts, p.cut(2)...)
 			continue
+		}
+		if o.vanishes() && first.attempt > 0 && first.isWell {
+			parts = append(parts, p.cut(vanishedParts)...)
+			break
 		}
 		t.putOff(t.array.deliveries[p.from:p.to], p.from)
 		if !mayCut { // about the endpoint: more requests would end the same way
@@ -152,13 +163,13 @@ func (t *trial) try(p part) (outcome, bool) {
 	if p.len() > 1 && len(o.excerpt) > batchExcerpt {
 		o.excerpt = o.excerpt[:batchExcerpt]
 	}
-	failed := failedIDs(answer)
+	failed := failuresIn(answer)
 	var again []*delivery
 	for i := p.from; i < p.to; i++ {
 		d := t.array.deliveries[i]
 		t.outcomes[i] = o
 		t.outcomes[i].delivery = d
-		if len(failed) > 0 && failed[d.event.publicID()] {
+		if failed.has(d) {
 			t.outcomes[i].word = outcomePartialFailure
 			again = append(again, d)
 		}

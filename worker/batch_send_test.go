@@ -49,11 +49,15 @@ func TestFailedEventsOfABatch(t *testing.T) {
 
 func TestWhatNamesFailedEvents(t *testing.T) {
 	t.Parallel()
+	const all = -1
 	for answer, want := range map[string]int{
 		`{"failed": ["a", "b", "a"]}`: 2, ` {"x": {}, "failed":["a"]} `: 1, `{"failed": []}`: 0, `{"failed": null}`: 0, `{"failed": "a"}`: 0,
-		`{"failed": ["a", 1]}`: 0, `{"failed": ["a"]`: 0, `["failed"]`: 0, `{"Failed": ["a"]}`: 0, "": 0, "\x00\"failed\"": 0, `{"failed": ["a"]} x`: 0,
+		`{"failed": ["a", 1, null, ["b"]]}`: 1, `["failed"]`: 0, `{"Failed": ["a"]}`: 0, "": 0, "\x00\"failed\"": 0, `{"failed": ["a"]} x`: 1,
+		`{"x": [1, "failed"`: 0, `{"failed": ["a"], "x": [`: 1, `{"failed"`: 0, `{"failed": {"a": 1}}`: 0,
+		`{"failed": ["a"`: all, `{"failed": ["a", "b`: all, `{"failed": [evt_1]}`: all, `{"failed": [`: all,
 	} {
-		if got := failedIDs([]byte(answer)); len(got) != want {
+		got := failuresIn([]byte(answer))
+		if n := len(got.ids); got.all != (want == all) || want != all && n != want {
 			t.Errorf("%s: %v", answer, got)
 		}
 	}
@@ -137,6 +141,54 @@ func TestAnEventThatBreaksTheReceiverIsIsolated(t *testing.T) {
 	}
 	if got := dbtest.QueryOne[int64](t, b.DB, "SELECT count(DISTINCT delivery_id) FROM mailhook.attempts WHERE ended_as = 'delivered'"); got != n-1 {
 		t.Errorf("%d delivered", got)
+	}
+}
+
+// A receiver that dies of one event: while it takes others, each further attempt cuts the batch that holds it.
+func TestAnEventThatBringsTheReceiverDownIsIsolated(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const n, rounds = 512, 9
+	b.answerWith(func(_ http.ResponseWriter, r receiver.Receipt) {
+		if strings.Contains(string(r.Body), `"n":317}`) {
+			panic(http.ErrAbortHandler)
+		}
+	})
+	b.subscribe(t, "/", "email", "batch_max_events = 512, "+longWait, "retry_schedule = '{1h,1h,1h,1h,1h,1h,1h,1h,1h}'")
+	b.run(t, b.config())
+	b.emit(t, n)
+	left, round := int64(n), 1
+	for ; left > 1 && round <= rounds; round++ {
+		dbtest.Eventually(t, "what is left is put off", func() bool {
+			left = b.count(t, "SELECT count(*) FROM mailhook.deliveries")
+			return left > 0 && b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = $1 AND lease_id IS NULL", round) == left
+		})
+		b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '1 second'")
+	}
+	if left != 1 {
+		t.Errorf("%d are left after %d attempts", left, rounds)
+	}
+	if got := b.count(t, "SELECT count(DISTINCT delivery_id) FROM mailhook.attempts WHERE ended_as = 'delivered'"); got != n-1 {
+		t.Errorf("%d delivered", got)
+	}
+}
+
+// A receiver that is dead for all of them: the batch is cut once, to see whether it is for an event, and no further.
+func TestABatchForADeadReceiverIsCutOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { panic(http.ErrAbortHandler) })
+	b.subscribe(t, "/", "email", "batch_max_events = 512, "+longWait, "retry_schedule = '{1h,1h,1h,1h,1h}'")
+	b.run(t, b.config())
+	b.emit(t, 512)
+	for attempt, batches := range []int64{1, 8, 8, 8} {
+		dbtest.Eventually(t, "all are put off", func() bool {
+			return b.count(t, "SELECT count(*) FROM mailhook.deliveries WHERE attempt = $1 AND lease_id IS NULL", attempt+1) == 512
+		})
+		if n := b.count(t, "SELECT count(DISTINCT batch_id) FROM mailhook.deliveries"); n != batches {
+			t.Errorf("%d batches after attempt %d, want %d", n, attempt+1, batches)
+		}
+		b.Exec(t, "UPDATE mailhook.deliveries SET next_attempt_at = now() - interval '1 second'")
 	}
 }
 

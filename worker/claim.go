@@ -316,7 +316,7 @@ func (w *Worker) claimedDelivery(row db.ClaimRow, lease uuid.UUID, urgent bool) 
 	}
 	d := &delivery{
 		id: *row.DeliveryID, leaseID: lease, subscriptionID: row.SubscriptionID, attempt: int(row.Attempt), claimed: true, urgent: urgent, orderKey: row.OrderKey, event: e,
-		requests: int(row.Requests), isProbe: row.IsProbe,
+		requests: int(row.Requests), isProbe: row.IsProbe, isWell: row.IsWell,
 	}
 	if row.BatchID != nil {
 		d.batchID = *row.BatchID

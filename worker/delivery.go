@@ -82,6 +82,7 @@ type delivery struct {
 	requests int
 	batchID  uuid.UUID // to be sent with the others of this one; the zero id: with any
 	isProbe  bool      // of an open circuit: no others will come
+	isWell   bool      // its endpoint has taken something since it failed, or was asked for nothing else
 	since    time.Time // it waits in this process
 }
 

@@ -98,6 +98,12 @@ func (o outcome) refuses() bool {
 // breaks: the receiver failed over the request, because of the endpoint or of an event in it.
 func (o outcome) breaks() bool { return o.statusCode >= 500 && o.statusCode <= 599 && !o.slows() }
 
+// vanishes: the request came to its receiver, and no answer of its own came back. It may be dead, or an event in the request
+// brings it down.
+func (o outcome) vanishes() bool {
+	return o.word == outcomeReset || o.word == outcomeResponseTimeout || o.statusCode == http.StatusBadGateway || o.statusCode == http.StatusGatewayTimeout
+}
+
 // slows: the receiver has more than it can take, or says so (RFC 9110, 15.6.3 to 15.6.5; RFC 6585, 4): fewer requests go
 // there, and none before its Retry-After.
 func (o outcome) slows() bool {

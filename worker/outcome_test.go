@@ -2,6 +2,7 @@ package worker
 
 import (
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 )
@@ -31,12 +32,18 @@ func TestEveryStatusHasItsOutcome(t *testing.T) {
 		default:
 			want = "http_5xx"
 		}
-		o := outcome{word: statusOutcome(status, only200)}
+		o := outcome{word: statusOutcome(status, only200), statusCode: status}
 		if o.word != want {
 			t.Errorf("%d is %s, want %s (only 200: %v)", status, o.word, want, only200)
 		}
 		if o.delivered() != (want == "ok") || o.suspends() != (status == 410) {
 			t.Errorf("%d: delivered %v, suspends %v", status, o.delivered(), o.suspends())
+		}
+		slows, vanishes := slices.Contains([]int{429, 502, 503, 504}, status), status == 502 || status == 504
+		refuses := status >= 400 && status < 500 && !slices.Contains([]int{408, 410, 429}, status)
+		breaks := status >= 500 && status < 600 && !slows
+		if o.slows() != slows || o.vanishes() != vanishes || o.refuses() != refuses || o.breaks() != breaks {
+			t.Errorf("%d: slows %v, vanishes %v, refuses %v, breaks %v", status, o.slows(), o.vanishes(), o.refuses(), o.breaks())
 		}
 	}
 }

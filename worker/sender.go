@@ -94,7 +94,7 @@ func (s *sender) attempt(to *subscription, d *delivery) outcome {
 	o.delivery = d
 	if to.hasBatches() {
 		o.batchID, o.jitter = batchID([]*delivery{d}), jitter()
-		if failedIDs(answer)[d.event.publicID()] {
+		if failuresIn(answer).has(d) {
 			o.word = outcomePartialFailure
 		}
 	}

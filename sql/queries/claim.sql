@@ -79,7 +79,7 @@ elsewhere AS MATERIALIZED (
   ) AS y
 ),
 measured AS MATERIALIZED (
-  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before,
+  SELECT w.subscription_id, w.step, s.timeout, s.rate_limit_per_second, s.event_types, s.batch_max_events, h.opened_at, h.release_before, h.consecutive_failures,
     CASE WHEN s.batch_max_events IS NOT NULL THEN greatest(1, share.requests) END AS requests,
     least(
       share.requests * coalesce(s.batch_max_events, 1),
@@ -97,7 +97,7 @@ measured AS MATERIALIZED (
   ) AS s
   CROSS JOIN crew
   LEFT JOIN LATERAL (
-    SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before
+    SELECT y.opened_at, y.open_until, y.wait_until, y.in_flight_limit, y.slowed_at, y.release_before, y.consecutive_failures
     FROM mailhook.subscription_health AS y
     WHERE y.subscription_id = s.id
     OFFSET 0
@@ -307,6 +307,8 @@ SELECT resume.subscription_id AS resume_after,
   c.batch_id,
   coalesce(((SELECT b.requests FROM batching AS b) ->> c.subscription_id::text)::int, 0)::int AS requests,
   coalesce(c.subscription_id = ANY (ARRAY(SELECT g.subscription_id FROM gated AS g WHERE g.opened_at IS NOT NULL)), false)::boolean AS is_probe,
+  -- Of a batch that failed: its endpoint has taken something since, or was asked for nothing else.
+  coalesce(c.subscription_id = ANY (ARRAY(SELECT o.subscription_id FROM open AS o WHERE o.requests IS NOT NULL AND coalesce(o.consecutive_failures, 0) < 2)), false)::boolean AS is_well,
   coalesce(c.subscription_id, resume.subscription_id)::uuid AS subscription_id,
   coalesce(c.attempt, 0)::int AS attempt,
   coalesce(c.order_key, 0)::bigint AS order_key, -- 0: in no order

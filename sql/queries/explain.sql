@@ -49,9 +49,22 @@ WHERE s.id = @id
 
 -- GetHealth answers what holds a subscription up; no row where nothing does.
 -- name: GetHealth :one
-SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_outcome
+SELECT h.opened_at, h.open_until, h.wait_until, h.first_failed_at, h.last_failed_at, h.last_outcome
 FROM mailhook.subscription_health AS h
 WHERE h.subscription_id = @subscription_id;
+
+-- GetDelays answers what a delivery that is due may wait for. How many of its subscription workers have stops at 1,000; they are asked for
+-- by worker, as the index has them.
+-- name: GetDelays :one
+SELECT i.delivery_enabled,
+  EXISTS (SELECT FROM mailhook.workers AS w WHERE w.seen_at > statement_timestamp() - interval '15 seconds')::boolean AS has_workers,
+  EXISTS (SELECT FROM mailhook.subscription_health AS h WHERE h.subscription_id = @subscription_id AND h.release_before IS NOT NULL)::boolean AS is_releasing,
+  i.release_rate,
+  (SELECT count(*) FROM (
+    SELECT FROM mailhook.workers AS w
+    JOIN mailhook.deliveries AS d ON d.leased_by = w.id AND d.subscription_id = @subscription_id AND d.lease_id IS NOT NULL
+    LIMIT 1000) AS x)::int AS leased
+FROM mailhook.installation AS i;
 
 -- ListSameURL answers up to @max_rows other subscriptions of an account with the same URL, that match at all. Of channel web alone: of others
 -- the whole URL is not in it.
