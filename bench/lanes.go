@@ -19,58 +19,93 @@ const (
 	complaintPause = 50 * time.Millisecond
 )
 
+// A queue is where opens wait, and how complaints fared beside them.
+type queue struct {
+	what, table              string
+	insert                   string // those from $1 to $2, of $3 accounts
+	loaded                   latencies
+	ratios50, ratios99, rate []float64
+}
+
+// queues are the two places: before dispatch and after it, where they are due as retries and what was held are.
+func queues() []*queue {
+	return []*queue{
+		{what: "opens queued: ", table: outbox, insert: strings.ReplaceAll(fmt.Sprintf(bulkSQL, outbox), "email.delivered", "email.opened")},
+		{what: "opens due as deliveries: ", table: "mailhook.deliveries", insert: `WITH written AS (
+			INSERT INTO mailhook.events (inserted_at, id, account_id, event_type, occurred_at, dispatched_at, recipient, message_id, data)
+			SELECT now(), $2::bigint * 1000 + n, 'a' || n % $3::int, 'email.opened', now(), now(), 'user' || n || '@example.com', 'message-' || n, ('{"n":' || n || ',` + eventDetails + `}')::json
+			FROM generate_series($1::int, $2::int) AS n
+			RETURNING inserted_at, id, account_id, event_type)
+			INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at)
+			SELECT s.id, w.account_id, w.inserted_at, w.id, w.event_type, now(), now() FROM written AS w JOIN mailhook.subscriptions AS s USING (account_id)`},
+	}
+}
+
 // lanes is the latency of complaints, one at a time: to a worker that sleeps, and to the same worker with 1,000,000 opens in the
-// outbox, which it delivers meanwhile to the same subscriptions. The two take turns, on a new database each time.
+// outbox, and then with as many deliveries of opens that are due, which it delivers meanwhile to the same subscriptions. They take turns,
+// on a new database each time.
 func (b *bench) lanes(ctx context.Context) error {
-	var idle, loaded latencies
-	var ratios50, ratios99, rates []float64
-	opens, n := b.scaled(1_000_000), b.scaled(200)
-	all := b.accepting(accounts, 1)
-	all.eventType = "email"
+	var idle latencies
+	opens, n, all := b.scaled(1_000_000), b.scaled(200), queues()
+	market := b.accepting(accounts, 1)
+	market.eventType = "email"
 	for range rounds {
-		err := b.withWorker(ctx, "lanes", all, func(ctx context.Context, d *database) error {
+		err := b.withWorker(ctx, "lanes", market, func(ctx context.Context, d *database) error {
 			alone, err := b.complaints(ctx, d, n, d.asleepAndSettled)
 			if err != nil {
 				return err
 			}
-			if err := d.queueOpens(ctx, opens); err != nil {
-				return err
-			}
-			b.receiver.reset(0)
-			if err := b.allCame(ctx, 1000); err != nil { // it has begun
-				return err
-			}
-			began := time.Now()
-			beside, err := b.complaints(ctx, d, n, func(context.Context) error { time.Sleep(complaintPause); return nil })
-			if err != nil {
-				return err
-			}
-			rate := float64(b.receiver.tally().count) / time.Since(began).Seconds()
-			left, err := d.opensLeft(ctx)
-			if err != nil {
-				return err
-			}
 			idle.add(alone)
-			loaded.add(beside)
-			last := len(idle.p50) - 1
-			ratios50, ratios99, rates = append(ratios50, loaded.p50[last]/idle.p50[last]), append(ratios99, loaded.p99[last]/idle.p99[last]), append(rates, rate)
-			progress("  idle p50 %.1f p99 %.1f ms; with opens p50 %.1f p99 %.1f ms, %.0f opens/s, %d left", idle.p50[last], idle.p99[last], loaded.p50[last], loaded.p99[last], rate, left)
-			return d.exec(ctx, "TRUNCATE mailhook.outbox") // for the worker to stop
+			for _, q := range all {
+				if err := b.complaintsBeside(ctx, d, q, opens, n, &idle); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	what := number(float64(opens)) + " opens queued: "
 	b.report.add("lanes", "idle: complaint p50", "ms", idle.p50...)
 	b.report.add("lanes", "idle: complaint p99", "ms", idle.p99...)
-	b.report.add("lanes", what+"complaint p50", "ms", loaded.p50...)
-	b.report.add("lanes", what+"complaint p99", "ms", loaded.p99...)
-	b.report.add("lanes", what+"longest", "ms", loaded.most...)
-	b.report.add("lanes", what+"delivered beside", "deliveries/s", rates...)
-	b.report.add("lanes", what+"p50 : idle", "×", ratios50...)
-	b.report.atMost(1.5, "lanes", what+"p99 : idle", "×", ratios99...)
+	for _, q := range all {
+		what := number(float64(opens)) + " " + q.what
+		b.report.add("lanes", what+"complaint p50", "ms", q.loaded.p50...)
+		b.report.add("lanes", what+"complaint p99", "ms", q.loaded.p99...)
+		b.report.add("lanes", what+"longest", "ms", q.loaded.most...)
+		b.report.add("lanes", what+"delivered beside", "deliveries/s", q.rate...)
+		b.report.add("lanes", what+"p50 : idle", "×", q.ratios50...)
+		b.report.atMost(1.5, "lanes", what+"p99 : idle", "×", q.ratios99...)
+	}
 	return nil
+}
+
+// complaintsBeside measures n complaints beside opens, and takes what is left of those away.
+func (b *bench) complaintsBeside(ctx context.Context, d *database, q *queue, opens, n int, idle *latencies) error {
+	if err := d.queueOpens(ctx, q, opens); err != nil {
+		return err
+	}
+	b.receiver.reset(0)
+	if err := b.allCame(ctx, 1000); err != nil { // it has begun
+		return err
+	}
+	began := time.Now()
+	beside, err := b.complaints(ctx, d, n, func(context.Context) error { time.Sleep(complaintPause); return nil })
+	if err != nil {
+		return err
+	}
+	rate := float64(b.receiver.tally().count) / time.Since(began).Seconds()
+	left, err := d.opensLeft(ctx, q)
+	if err != nil {
+		return err
+	}
+	q.loaded.add(beside)
+	last := len(idle.p50) - 1
+	q.ratios50, q.ratios99 = append(q.ratios50, q.loaded.p50[last]/idle.p50[last]), append(q.ratios99, q.loaded.p99[last]/idle.p99[last])
+	q.rate = append(q.rate, rate)
+	progress("  idle p50 %.1f p99 %.1f ms; %sp50 %.1f p99 %.1f ms, %.0f deliveries/s, %d left", idle.p50[last], idle.p99[last], q.what, q.loaded.p50[last], q.loaded.p99[last], rate, left)
+	return d.exec(ctx, "TRUNCATE "+q.table) // for the worker to stop, or to go on with the others
 }
 
 // complaints commits n of them, each after a pause, and answers how long each took from its COMMIT to its receipt.
@@ -105,23 +140,23 @@ func (d *database) asleepAndSettled(ctx context.Context) error {
 	return err
 }
 
-// queueOpens fills the outbox while delivery is off, and switches it on.
-func (d *database) queueOpens(ctx context.Context, n int) error {
+// queueOpens fills a queue while delivery is off, and switches it on.
+func (d *database) queueOpens(ctx context.Context, q *queue, n int) error {
 	if err := d.exec(ctx, "UPDATE mailhook.installation SET delivery_enabled = false"); err != nil {
 		return err
 	}
 	time.Sleep(time.Second) // the worker asks twice a second
 	const step = 100_000
 	for from := 1; from <= n; from += step {
-		if err := d.exec(ctx, strings.ReplaceAll(fmt.Sprintf(bulkSQL, outbox), "email.delivered", "email.opened"), from, min(n, from+step-1), accounts); err != nil {
+		if err := d.exec(ctx, q.insert, from, min(n, from+step-1), accounts); err != nil {
 			return err
 		}
 	}
-	return errors.Join(d.settle(ctx, "mailhook.outbox"), d.exec(ctx, "UPDATE mailhook.installation SET delivery_enabled = true"))
+	return errors.Join(d.settle(ctx, q.table), d.exec(ctx, "UPDATE mailhook.installation SET delivery_enabled = true"))
 }
 
-func (d *database) opensLeft(ctx context.Context) (n int64, err error) {
-	err = d.pool.QueryRow(ctx, "SELECT count(*) FROM mailhook.outbox").Scan(&n)
+func (d *database) opensLeft(ctx context.Context, q *queue) (n int64, err error) {
+	err = d.pool.QueryRow(ctx, "SELECT count(*) FROM "+q.table+" WHERE event_type = 'email.opened'").Scan(&n)
 	if err == nil && n == 0 {
 		err = errors.New("the opens were delivered before the complaints were")
 	}

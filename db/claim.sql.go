@@ -527,3 +527,15 @@ func (q *Queries) Claim(ctx context.Context, arg ClaimParams) ([]ClaimRow, error
 	}
 	return items, nil
 }
+
+const now = `-- name: Now :one
+SELECT statement_timestamp()::timestamptz AS now
+`
+
+// Now is the time of the database.
+func (q *Queries) Now(ctx context.Context) (time.Time, error) {
+	row := q.db.QueryRow(ctx, now)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
+}

@@ -168,18 +168,20 @@ func (q *Queries) AdvanceReplay(ctx context.Context, arg AdvanceReplayParams) (A
 }
 
 const listRunningReplays = `-- name: ListRunningReplays :many
-SELECT r.id, r.subscription_id
+SELECT r.id, r.subscription_id, row_number() OVER (PARTITION BY r.account_id ORDER BY r.advanced_at, r.id) AS nth
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
-ORDER BY r.id
+ORDER BY nth, r.advanced_at, r.id
 `
 
 type ListRunningReplaysRow struct {
 	ID             uuid.UUID
 	SubscriptionID uuid.UUID
+	Nth            int64
 }
 
-// ListRunningReplays names the replays under way.
+// ListRunningReplays names the replays under way, one of each account after the other, and of an account first those that wait for longest.
+// nth is the place of a replay among those of its account, from 1.
 func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysRow, error) {
 	rows, err := q.db.Query(ctx, listRunningReplays)
 	if err != nil {
@@ -189,7 +191,7 @@ func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysR
 	items := []ListRunningReplaysRow{}
 	for rows.Next() {
 		var i ListRunningReplaysRow
-		if err := rows.Scan(&i.ID, &i.SubscriptionID); err != nil {
+		if err := rows.Scan(&i.ID, &i.SubscriptionID, &i.Nth); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -198,4 +200,16 @@ func (q *Queries) ListRunningReplays(ctx context.Context) ([]ListRunningReplaysR
 		return nil, err
 	}
 	return items, nil
+}
+
+const tryRepeats = `-- name: TryRepeats :one
+SELECT pg_try_advisory_xact_lock(hashtextextended(($1::uuid)::text, 3))::boolean
+`
+
+// TryRepeats is LockRepeats for who need not wait.
+func (q *Queries) TryRepeats(ctx context.Context, subscriptionID uuid.UUID) (bool, error) {
+	row := q.db.QueryRow(ctx, tryRepeats, subscriptionID)
+	var column_1 bool
+	err := row.Scan(&column_1)
+	return column_1, err
 }

@@ -63,6 +63,18 @@ func (q *Queries) CancelReplay(ctx context.Context, arg CancelReplayParams) (Can
 	return i, err
 }
 
+const countRunningReplays = `-- name: CountRunningReplays :one
+SELECT count(*) FROM mailhook.replays AS r WHERE r.state = 'running' AND r.account_id = $1::text
+`
+
+// CountRunningReplays counts those of an account that have not ended.
+func (q *Queries) CountRunningReplays(ctx context.Context, accountID string) (int64, error) {
+	row := q.db.QueryRow(ctx, countRunningReplays, accountID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const createReplay = `-- name: CreateReplay :one
 INSERT INTO mailhook.replays AS r (subscription_id, account_id, since, until, event_types, source, rate_per_second, state, matched, matched_at_least, done)
 VALUES ($1, $2, $3, $4, $5::text[], $6, $7, $8, $9, $10, $11)
@@ -301,6 +313,17 @@ func (q *Queries) ListReplays(ctx context.Context, arg ListReplaysParams) ([]Lis
 	return items, nil
 }
 
+const lockRepeats = `-- name: LockRepeats :exec
+SELECT pg_advisory_xact_lock(hashtextextended(($1::uuid)::text, 3))
+`
+
+// LockRepeats makes the replays and retries of a subscription wait for each other until commit: each looks whether the pair of event and
+// subscription is unfinished, and makes a delivery where it is not.
+func (q *Queries) LockRepeats(ctx context.Context, subscriptionID uuid.UUID) error {
+	_, err := q.db.Exec(ctx, lockRepeats, subscriptionID)
+	return err
+}
+
 const replayEvent = `-- name: ReplayEvent :one
 WITH inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)
@@ -336,7 +359,7 @@ type ReplayEventParams struct {
 
 // ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair: due now, or blocked, where it
 // goes in order: Unblock it after the commit. order_key 0: in no order. No row where a delivery of it is unfinished. The caller has
-// locked the event (keep_event).
+// locked the event (keep_event), and before it the subscription's repeats (LockRepeats).
 func (q *Queries) ReplayEvent(ctx context.Context, arg ReplayEventParams) (int64, error) {
 	row := q.db.QueryRow(ctx, replayEvent,
 		arg.SubscriptionID,

@@ -166,7 +166,7 @@ func (s *server) applyPushover(in channelInput, to *db.Subscription, sealed cred
 	if isNew || in.Sound.set {
 		sound, ok := format.PushoverSound(in.Sound.pick("pushover", "pushover"))
 		if !ok {
-			found = append(found, FieldError{"channel.sound", "not_allowed", "must be one of " + strings.Join(format.PushoverSounds(), ", ")})
+			found = append(found, FieldError{"channel.sound", "not_allowed", "must be one of " + strings.Join(format.PushoverSounds(), ", ") + ", or what Pushover's apps call it (Piano Bar)"})
 		}
 		settings["sound"] = sound
 	}

@@ -169,7 +169,7 @@ func (s *server) problemOf(ctx context.Context, operation string, err error) err
 		return fail(codeUnavailable, "the request was given up")
 	case isOverTime(err):
 		return fail(codeUnavailable, "the database took too long; ask for less, or try again")
-	case errors.As(err, &pgErr) && pgErr.Code == "40P01":
+	case errors.As(err, &pgErr) && (pgErr.Code == "40P01" || pgErr.Code == "55P03"): // a deadlock, or a lock that did not come
 		return fail(codeUnavailable, "another change got in the way of this one; try again")
 	}
 	s.config.Logger.ErrorContext(ctx, "api request failed", "operation", operation, "error", db.Message(err))

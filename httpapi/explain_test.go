@@ -136,9 +136,11 @@ func TestExplainSaysWhatDispatchWillMakeOfAnEvent(t *testing.T) {
 	b := setup(t)
 	id := b.create(t, b.acme, object{"event_types": []string{"email.bounced.hard"}})
 	for data, told := range map[string]string{
-		`{"bounce_type": "hard"}`: "The event would be delivered, as email.bounced.hard.",
-		`{"bounce_type": "soft"}`: "The event would not be delivered: the type email.bounced.soft is not selected",
-		`[1]`:                     "The event would be quarantined: ",
+		`{"bounce_type": "hard"}`:                      "The event would be delivered, as email.bounced.hard.",
+		`{"bounce_type": "soft"}`:                      "The event would not be delivered: the type email.bounced.soft is not selected",
+		`{"bounce_type": "hard", "x": "\ud83d"}`:       "The event would not be delivered: the type email.bounced is not selected",
+		`{"bounce_type": "hard", "x": "\ud83d\ude00"}`: "The event would be delivered, as email.bounced.hard.",
+		`[1]`: "The event would be quarantined: ",
 	} {
 		event := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.event_id(inserted_at, id) FROM mailhook.outbox WHERE id = $1",
 			dbtest.QueryOne[int64](t, b.DB, "INSERT INTO mailhook.outbox (account_id, event_type, data) VALUES ('acme', 'email.bounced', $1) RETURNING id", data))

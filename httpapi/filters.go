@@ -88,10 +88,10 @@ func (filterValue) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{OneOf: []*huma.Schema{{Type: huma.TypeString}, {Type: huma.TypeNumber}, {Type: huma.TypeBoolean}}}
 }
 
-// dataInput is a path and what is to be found there: see readMatcher. null removes a condition.
+// dataInput is a path and what is to be found there: a value, a list of values, {"any": […]} or {"prefix": […]}. null removes a condition.
 type dataInput map[string]json.RawMessage
 
-// Schema is an object: what is wrong in it is told by readMatcher.
+// Schema is an object: what is wrong in it is told by condition.read.
 func (dataInput) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
 		Type: huma.TypeObject, AdditionalProperties: &huma.Schema{},

@@ -90,6 +90,11 @@ func (s *server) preview(ctx context.Context, who caller, in *previewRequest) (*
 
 // lookBack counts what a subscription like this one would have got over a time that ends now. It is bounded.
 func (s *server) lookBack(ctx context.Context, account string, like db.Subscription, over time.Duration) (*previewer, error) {
+	end, err := s.scans.begin(ctx, account)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	filters, err := s.queries.ReadFilters(ctx, db.ReadFiltersParams{
 		SendingDomain: orEmpty(like.FilterSendingDomain), DedicatedIP: orEmpty(like.FilterDedicatedIp), FilterConditions: like.FilterConditions, Over: over,
 	})

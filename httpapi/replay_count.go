@@ -11,8 +11,13 @@ import (
 
 // countReplay fills in how many there are to deliver, and whether there may be more: counting is bounded as a preview is.
 func (s *server) countReplay(ctx context.Context, p *db.CreateReplayParams) error {
+	end, err := s.scans.begin(ctx, p.AccountID)
+	if err != nil {
+		return err
+	}
+	defer end()
 	p.MatchedAtLeast = true
-	err := s.inTx(ctx, func(q *db.Queries) error { return countEvents(ctx, q, p) })
+	err = s.inTx(ctx, func(q *db.Queries) error { return countEvents(ctx, q, p) })
 	if err != nil && !isOverTime(err) {
 		return fmt.Errorf("count what to replay: %w", err)
 	}

@@ -35,6 +35,9 @@ func (s *server) replayEvent(ctx context.Context, who caller, in *createReplayRe
 	var replay Replay
 	var key int64
 	err = s.inTx(ctx, func(q *db.Queries) error {
+		if err := q.LockRepeats(ctx, to.ID); err != nil {
+			return fmt.Errorf("lock repeats: %w", err)
+		}
 		kept, err := q.KeepEvent(ctx, db.KeepEventParams{InsertedAt: event.InsertedAt, ID: event.ID})
 		if err != nil {
 			return fmt.Errorf("keep event: %w", err)

@@ -139,12 +139,34 @@ func errInactive() error { return fail(codeInactive, "the subscription is inacti
 
 // storeReplay creates a replay, with its line in the audit log.
 func storeReplay(ctx context.Context, q *db.Queries, who caller, params db.CreateReplayParams) (Replay, error) {
+	if params.State == "running" {
+		if err := admitReplay(ctx, q, params.AccountID); err != nil {
+			return Replay{}, err
+		}
+	}
 	stored, err := q.CreateReplay(ctx, params)
 	if err != nil {
 		return Replay{}, fmt.Errorf("store replay: %w", err)
 	}
 	replay := replayOf(db.GetReplayRow(stored))
 	return replay, who.audit(ctx, q, "replay.create", params.AccountID, replay.ID, nil, replay)
+}
+
+// maxRunningReplays bounds what workers do for one account beside new events.
+const maxRunningReplays = 100
+
+func admitReplay(ctx context.Context, q *db.Queries, account string) error {
+	if err := q.LockAccount(ctx, account); err != nil {
+		return fmt.Errorf("lock account: %w", err)
+	}
+	running, err := q.CountRunningReplays(ctx, account)
+	switch {
+	case err != nil:
+		return fmt.Errorf("count replays: %w", err)
+	case running >= maxRunningReplays:
+		return fail(codeLimitReached, fmt.Sprintf("%d replays and backfills are running: wait for one to end, or cancel one", running))
+	}
+	return nil
 }
 
 // replayParams checks the input and fills in the defaults.

@@ -3,6 +3,8 @@ package httpapi
 import (
 	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,4 +140,82 @@ func TestCountsOfReplaysAreBounded(t *testing.T) {
 		t.Error(got)
 	}
 	t.Logf("%v counted", got["matched"])
+}
+
+// Who repeats the same event for the same subscription at the same moment makes one delivery of it, whichever way: a replay, a retry of either
+// of two that have ended.
+func TestRepeatsOfOnePairMakeOneDelivery(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, nil)
+	event := b.event(t, "acme", "email.sent", "r", time.Now().Add(time.Second))
+	var ended []string
+	for range 2 {
+		delivery := b.delivery(t, event, id)
+		b.attempt(t, delivery)
+		b.end(t, delivery, "exhausted", "http_5xx", 500)
+		ended = append(ended, delivery)
+	}
+	// All stand before their delivery, or before the look for another.
+	b.Exec(t, "CREATE FUNCTION public.meet() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END$$")
+	b.Exec(t, "CREATE TRIGGER meet BEFORE INSERT ON mailhook.deliveries FOR EACH ROW EXECUTE FUNCTION public.meet()")
+	hold, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Rollback(t.Context())
+	if _, err := hold.Exec(t.Context(), "SELECT pg_advisory_xact_lock(7)"); err != nil {
+		t.Fatal(err)
+	}
+	asked := []struct {
+		path string
+		body any
+	}{
+		{"/v1/subscriptions/" + id + "/replay", object{"event_id": event}}, {"/v1/subscriptions/" + id + "/replay", object{"event_id": event}},
+		{"/v1/deliveries/" + ended[0] + "/retry", nil}, {"/v1/deliveries/" + ended[1] + "/retry", nil},
+	}
+	var wg sync.WaitGroup
+	var made, refused atomic.Int64
+	for _, a := range asked {
+		wg.Go(func() {
+			switch r := b.send(t, b.acme, "POST", a.path, a.body); r.status {
+			case 201, 202:
+				made.Add(1)
+			case 409:
+				refused.Add(1)
+			default:
+				t.Errorf("%s: %d %s", a.path, r.status, r.text)
+			}
+		})
+	}
+	dbtest.Eventually(t, "all wait", func() bool {
+		return dbtest.QueryOne[int](t, b.DB, "SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'mailhook api' AND wait_event_type = 'Lock'") == len(asked)
+	})
+	if err := hold.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if made.Load() != 1 || refused.Load() != 3 {
+		t.Errorf("%d made a delivery, %d were refused", made.Load(), refused.Load())
+	}
+}
+
+// An account may have a hundred running; those of others, and what is done at once, are not counted.
+func TestRunningReplaysAreLimited(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.create(t, b.acme, nil)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched)
+		SELECT s.id, s.account_id, now() - interval '1 hour', now(), 'all', 1, 1 FROM mailhook.subscriptions AS s, generate_series(1, $1)`, maxRunningReplays)
+	replay := object{"since": "2024-01-15T10:30:00Z"}
+	for path, body := range map[string]any{"/v1/subscriptions/" + id + "/replay": replay, "/v1/subscriptions": subscription(object{"backfill": "7d"})} {
+		r := b.send(t, b.acme, "POST", path, body)
+		if r.status != 409 || r.body["type"] != "urn:mailhook:limit_reached" || !strings.Contains(r.text, "100 replays and backfills are running") {
+			t.Errorf("%s: %d %s", path, r.status, r.text)
+		}
+	}
+	b.must(t, 202, b.evil, "POST", "/v1/subscriptions/"+b.create(t, b.evil, nil)+"/replay", replay)
+	b.must(t, 202, b.acme, "POST", "/v1/subscriptions/"+id+"/replay", object{"event_id": b.event(t, "acme", "email.sent", "r", time.Now().Add(time.Second))})
+	b.Exec(t, "UPDATE mailhook.replays SET state = 'done' WHERE id = (SELECT min(id::text)::uuid FROM mailhook.replays WHERE state = 'running' AND account_id = 'acme')")
+	b.must(t, 202, b.acme, "POST", "/v1/subscriptions/"+id+"/replay", replay)
 }

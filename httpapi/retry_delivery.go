@@ -116,6 +116,9 @@ func checkTarget(status string) error {
 
 // redeliver makes a new delivery in place of one that has ended: an id ends once. Where it goes in order it answers the key to unblock.
 func (s *server) redeliver(ctx context.Context, q *db.Queries, who caller, end db.Attempt) (*deliveryResponse, *db.UnblockParams, error) {
+	if err := q.LockRepeats(ctx, end.SubscriptionID); err != nil {
+		return nil, nil, fmt.Errorf("lock repeats: %w", err)
+	}
 	target, err := q.GetRetryTarget(ctx, db.GetRetryTargetParams{SubscriptionID: end.SubscriptionID, EventInsertedAt: end.EventInsertedAt, EventID: end.EventID})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read subscription and event: %w", err)

@@ -90,6 +90,7 @@ type server struct {
 	strangers    *limiters[netip.Prefix]      // requests without a valid key
 	notes        notes
 	readiness    readiness
+	scans        *scans
 }
 
 // An API serves the requests. Close it after the last of them.
@@ -117,7 +118,7 @@ func New(ctx context.Context, config Config) (*API, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	s := &server{config: config, pool: config.Pool, queries: db.New(config.Pool)}
+	s := &server{config: config, pool: config.Pool, queries: db.New(config.Pool), scans: newScans()}
 	s.keys = newLimiters[keyHash](config.RateLimit, int(2*config.RateLimit)+1)
 	s.strangers = newLimiters[netip.Prefix](config.StrangerRateLimit, int(20*config.StrangerRateLimit)+1)
 	if err := db.CheckPrivileges(ctx, s.pool, db.APIRole); err != nil {

@@ -101,6 +101,17 @@ func (a *array) message(p part) message {
 	return m
 }
 
+// recipients are those of a part, as they are in the body. What is kept of its answer is kept with all of its deliveries, and an erasure
+// of one person leaves that of the others.
+func (a *array) recipients(p part) (all [][]byte) {
+	for _, d := range a.deliveries[p.from:p.to] {
+		if len(d.event.Recipient) >= shortestHidden {
+			all = append(all, []byte(d.event.Recipient))
+		}
+	}
+	return all
+}
+
 func (a *array) id(p part) uuid.UUID { return batchID(a.deliveries[p.from:p.to]) }
 
 // batchID is the identity of a composition: the same events for the same subscription have the same, in each attempt and

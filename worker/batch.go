@@ -246,10 +246,10 @@ func (b *batches) remove(l *line, p *pile) {
 func (b *batches) ended(id uuid.UUID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.enqueueAll(&b.parked) // first: a slow subscription that goes on and on would always be before those that wait for it
 	if l := b.lines[id]; l != nil {
 		b.enqueue(l)
 	}
-	b.enqueueAll(&b.parked)
 	b.startReady()
 }
 

@@ -255,3 +255,22 @@ func TestARefusedBatchIsCutWithinItsBudget(t *testing.T) {
 		t.Errorf("%d attempts of 64 deliveries that were tried twice", n)
 	}
 }
+
+// A receiver that echoes a batch: its answer is kept with each event of it, and tells of none of the people in the others, who may be erased.
+func TestTheAnswerToABatchNamesNobody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answerWith(func(w http.ResponseWriter, r receiver.Receipt) {
+		w.WriteHeader(http.StatusInternalServerError)
+		w.Write(r.Body)
+	})
+	b.subscribe(t, "/", "email", "batch_max_events = 2, "+longWait, "retry_schedule = '{1h}'")
+	b.run(t, b.config())
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type, recipient) VALUES ('email.sent', 'ann@example.com'), ('email.sent', 'bob@example.com')")
+	dbtest.Eventually(t, "both have been tried", func() bool { return b.count(t, "SELECT count(*) FROM mailhook.attempts") == 2 })
+	for _, excerpt := range dbtest.QueryOne[[][]byte](t, b.DB, "SELECT array_agg(response_excerpt) FROM mailhook.attempts") {
+		if text := string(excerpt); !strings.Contains(text, `"recipient":"***"`) || strings.Contains(text, "example.com") {
+			t.Errorf("kept %s", text)
+		}
+	}
+}

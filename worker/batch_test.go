@@ -468,6 +468,32 @@ func TestDeadEndpointsWithBatches(t *testing.T) {
 	}
 }
 
+// Slow subscriptions with batches that use all that slow ones may have: one that joins them has its part, and does not wait until the others
+// have nothing more.
+func TestASlowSubscriptionWithBatchesHasItsTurn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const backlog = 20
+	first := b.subscribe(t, "/first", "email.sent", "batch_max_events = 1, batch_max_wait = '0s'")
+	second := b.subscribe(t, "/second", "email.opened", "batch_max_events = 1, batch_max_wait = '0s'")
+	b.answerWith(func(http.ResponseWriter, receiver.Receipt) { <-time.After(slowAfter + 100*time.Millisecond) }) // that is how slow they are
+	c := b.config()
+	c.MaxInFlight = 8 // two for slow ones
+	b.run(t, c)
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) VALUES ('email.sent'), ('email.opened')")
+	delivered := func(id uuid.UUID) int64 {
+		return b.count(t, "SELECT count(*) FROM mailhook.attempts WHERE subscription_id = $1", id)
+	}
+	dbtest.Eventually(t, "both are known as slow", func() bool { return delivered(first) == 1 && delivered(second) == 1 })
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) SELECT 'email.sent' FROM generate_series(1, $1::int)", backlog)
+	dbtest.Eventually(t, "the first is at it", func() bool { return delivered(first) > 3 })
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) VALUES ('email.opened')")
+	dbtest.Eventually(t, "the second has its turn", func() bool { return delivered(second) == 2 })
+	if n := delivered(first); n > backlog {
+		t.Error("only when the first had nothing more")
+	}
+}
+
 // A test send of a subscription with batches is an array of one.
 func TestATestSendWithBatches(t *testing.T) {
 	t.Parallel()

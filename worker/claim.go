@@ -164,7 +164,7 @@ func (c *claimer) once(ctx context.Context) (result claimed, err error) {
 		}
 	}
 	if isOverTime(err) {
-		c.giveUp(time.Since(started))
+		c.giveUp(ctx, time.Since(started))
 	} else if err == nil {
 		c.learn(result, time.Since(started))
 	}
@@ -206,13 +206,22 @@ func (c *claimer) walkAgain() {
 	}
 }
 
-// giveUp ends a walk that takes longer than a statement may, as under a snapshot that is held for hours: it goes on as before it, and the
-// next one comes after longShare of its time.
-func (c *claimer) giveUp(took time.Duration) {
-	if c.since != nil || c.walk.before == nil {
+// giveUp ends a walk that takes longer than a statement may, as under a snapshot that is held for hours: it goes on as before it, or, of a
+// first one, with what comes due from when it began, and the next one comes after longShare of its time.
+func (c *claimer) giveUp(ctx context.Context, took time.Duration) {
+	if c.since != nil {
 		return
 	}
-	c.since, c.walkedAt, c.walk.resume = c.walk.before, time.Now(), uuid.Nil
+	before := c.walk.before
+	if before == nil {
+		now, err := c.w.q.Now(ctx)
+		if err != nil {
+			return // it begins again
+		}
+		began := now.Add(-took - lateMargin)
+		before = &began
+	}
+	c.since, c.walkedAt, c.walk.resume = before, time.Now(), uuid.Nil
 	c.walk.took += took
 }
 

@@ -139,8 +139,7 @@ func (e wroteEvent) refused() bool {
 			return true
 		}
 	}
-	readsData := e.eventType == "email.bounced" || e.eventType == "email.opened" || e.eventType == "email.clicked"
-	return !isTypeName(e.eventType) || e.ip.refused || e.data.refused || e.data.unreadable && readsData ||
+	return !isTypeName(e.eventType) || e.ip.refused || e.data.refused ||
 		e.occurredAt != nil && !strings.HasPrefix(*e.occurredAt, "2024-")
 }
 

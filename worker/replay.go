@@ -14,6 +14,9 @@ import (
 // replayInterval is how often running replays release what their rate allows.
 const replayInterval = 250 * time.Millisecond
 
+// replayRound is how long a round of steps goes on beyond one of each account: many replays of one account do not keep those of others.
+const replayRound = time.Second
+
 // replayScan bounds the events that one step of a replay reads: fewer, for a replay whose steps have taken too long.
 const replayScan = 5000
 
@@ -31,7 +34,11 @@ func (w *Worker) replay(ctx context.Context) {
 			return err
 		})
 		w.complain(ctx, "list replays", err)
+		began := time.Now()
 		for _, r := range running {
+			if r.Nth > 1 && time.Since(began) > replayRound {
+				break // the others of these accounts have their turn in the next round
+			}
 			scan := cmp.Or(scans[r.ID], replayScan)
 			err := call(ctx, func(ctx context.Context) error { return w.advance(ctx, r, scan) })
 			if isOverTime(err) {
@@ -51,6 +58,9 @@ func (w *Worker) advance(ctx context.Context, r db.ListRunningReplaysRow, scan i
 	var row db.AdvanceReplayRow
 	err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) (err error) {
 		q := db.New(tx)
+		if mine, err := q.TryRepeats(ctx, r.SubscriptionID); err != nil || !mine {
+			return err // another worker's step of it, or somebody repeats one of its events
+		}
 		if err := q.LockPartitions(ctx); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -209,8 +210,61 @@ func TestAReplayThatFailsHoldsUpNoOther(t *testing.T) {
 	b.Exec(t, `
 		CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not by this replay'; END $$;
 		DO $$ BEGIN EXECUTE format('CREATE TRIGGER refuse BEFORE INSERT ON mailhook.deliveries FOR EACH ROW WHEN (NEW.replay_id = %L) EXECUTE FUNCTION public.refuse()',
-			(SELECT min(id::text) FROM mailhook.replays)); END $$`)
+			(SELECT id FROM mailhook.replays ORDER BY advanced_at, id LIMIT 1)); END $$`)
 	w, _ := b.run(t, b.config())
 	b.waitFor(t, 1)
 	dbtest.Eventually(t, "the other has failed", func() bool { return value(w.metrics.databaseErrors.WithLabelValues("replay")) > 0 })
+}
+
+// One replay of each account comes before a second of any, and of an account first what waits for longest.
+func TestReplaysOfAccountsTakeTurns(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email")
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, advanced_at)
+		SELECT $1, x.account, now() - interval '1 hour', now(), 'all', x.n, 1, now() - x.n * interval '1 minute'
+		FROM (VALUES ('a', 9), ('a', 8), ('a', 7), ('b', 2), ('b', 3), ('c', 1)) AS x (account, n)`, id)
+	running, err := b.idleWorker(t, b.config()).q.ListRunningReplays(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rates := dbtest.QueryOne[map[string]int](t, b.DB, "SELECT jsonb_object_agg(id, rate_per_second) FROM mailhook.replays")
+	var order []string
+	for _, r := range running {
+		order = append(order, fmt.Sprintf("%d:%d", r.Nth, rates[r.ID.String()]))
+	}
+	if want := []string{"1:9", "1:3", "1:1", "2:8", "2:2", "3:7"}; !slices.Equal(order, want) {
+		t.Errorf("steps in the order %v, want %v", order, want)
+	}
+}
+
+// While somebody repeats an event of the subscription, a step of its replay is left to the next round.
+func TestAStepOfAReplayLeavesRepeatsAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email")
+	b.deadLetters(t, id, 3)
+	b.Exec(t, `INSERT INTO mailhook.replays (subscription_id, account_id, since, until, source, rate_per_second, matched, advanced_at)
+		VALUES ($1, 'default', now() - interval '1 hour', now() + interval '1 hour', 'exhausted', 100, 3, now() - interval '1 hour')`, id)
+	w := b.idleWorker(t, b.config())
+	replay := db.ListRunningReplaysRow{ID: dbtest.QueryOne[uuid.UUID](t, b.DB, "SELECT id FROM mailhook.replays"), SubscriptionID: id}
+	other, err := b.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback(t.Context())
+	if err := db.New(other).LockRepeats(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int64{0, 3} {
+		if err := w.advance(t.Context(), replay, replayScan); err != nil {
+			t.Fatal(err)
+		}
+		if n := b.count(t, "SELECT count(*) FROM mailhook.deliveries"); n != want {
+			t.Errorf("%d deliveries, want %d", n, want)
+		}
+		if err := other.Rollback(t.Context()); err != nil && want == 0 {
+			t.Fatal(err)
+		}
+	}
 }

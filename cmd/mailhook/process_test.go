@@ -340,7 +340,7 @@ func TestTheCommandsTogether(t *testing.T) {
 		Outcome    string `json:"outcome"`
 	}
 	request(t, key, http.MethodPost, "http://"+address+"/v1/subscriptions/"+created.ID+"/test", "{}", http.StatusOK, &test)
-	if test.Outcome != "ok" || test.StatusCode != http.StatusNoContent {
+	if test.Outcome != "ok" || test.StatusCode != http.StatusOK {
 		t.Errorf("%+v", test)
 	}
 	dbtest.Eventually(t, "the test send is printed", func() bool { return strings.Contains(received.String(), `"test":true`) })

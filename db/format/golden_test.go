@@ -84,19 +84,42 @@ func TestGolden(t *testing.T) {
 				t.Errorf("%s of a test send of %s: %v, %s", name, e.Type, err, body)
 			}
 		}
-		path := filepath.Join("testdata", name+".golden")
-		if *update {
-			if err := os.WriteFile(path, text.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
+		checkGolden(t, name, text.Bytes())
+	}
+}
+
+func checkGolden(t *testing.T, name string, text []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v: write it with -update", err)
+	}
+	if !bytes.Equal(text, want) {
+		t.Errorf("format %s differs from %s: look at git diff after go test ./db/format -run TestGolden -update", name, path)
+	}
+}
+
+// TestGoldenMessages: what people read, of every type, by every channel for people, byte for byte.
+func TestGoldenMessages(t *testing.T) {
+	t.Parallel()
+	to := &Target{Settings: map[string]string{"sound": "pianobar", "priority": "1"}, Secrets: map[string]string{"user_key": "uuuuuuuuuuuuuuuuuuuuuuuuuuuuuu", "api_token": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}}
+	events := samples(t)
+	for _, name := range []string{"pushover", "slack", "teams"} {
+		var text bytes.Buffer
+		for _, e := range events {
+			body, err := found(t, name).One(e, to)
+			if err != nil {
+				t.Fatalf("%s of %s: %v", name, e.Type, err)
 			}
+			fmt.Fprintf(&text, "== %s\n%s\n", e.Type, body)
 		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatalf("%v: write it with -update", err)
-		}
-		if !bytes.Equal(text.Bytes(), want) {
-			t.Errorf("format %s differs from %s: look at git diff after go test ./db/format -run TestGolden -update", name, path)
-		}
+		checkGolden(t, name, text.Bytes())
 	}
 }
 

@@ -76,7 +76,10 @@ REVOKE ALL ON FUNCTION mailhook.address_of(text), mailhook.is_readable(json) FRO
 CREATE FUNCTION mailhook.leaf_type(event_type text, data json) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
-  WHEN position('\u0000' IN data::text) > 0 THEN event_type -- no field of it can be read
+  WHEN event_type NOT IN ('email.bounced', 'email.opened', 'email.clicked') THEN event_type
+  -- \u0000 and half of a surrogate pair, anywhere: no field of it can be read.
+  WHEN (position('\u0000' IN data::text) > 0 OR position('\ud' IN data::text) > 0 OR position('\uD' IN data::text) > 0) AND NOT mailhook.is_readable(data)
+    THEN event_type
   WHEN event_type = 'email.bounced' AND data ->> 'bounce_type' IN ('hard', 'soft')
     THEN 'email.bounced.' || (data ->> 'bounce_type')
   WHEN event_type IN ('email.opened', 'email.clicked') AND data ->> 'message_class' IN ('newsletter', 'transactional')

@@ -369,6 +369,10 @@ LEFT JOIN LATERAL (
   OFFSET 0
 ) AS e ON true;
 
+-- Now is the time of the database.
+-- name: Now :one
+SELECT statement_timestamp()::timestamptz AS now;
+
 -- AnyDue says whether a waiting delivery is due, or has come due after @since: a look at one index entry, so that an idle
 -- worker's claim costs nothing. Deliveries that are held answer true as well. @is_urgent: of the urgent lane.
 -- name: AnyDue :one

@@ -1,9 +1,14 @@
--- ListRunningReplays names the replays under way.
+-- ListRunningReplays names the replays under way, one of each account after the other, and of an account first those that wait for longest.
+-- nth is the place of a replay among those of its account, from 1.
 -- name: ListRunningReplays :many
-SELECT r.id, r.subscription_id
+SELECT r.id, r.subscription_id, row_number() OVER (PARTITION BY r.account_id ORDER BY r.advanced_at, r.id) AS nth
 FROM mailhook.replays AS r
 WHERE r.state = 'running'
-ORDER BY r.id;
+ORDER BY nth, r.advanced_at, r.id;
+
+-- TryRepeats is LockRepeats for who need not wait.
+-- name: TryRepeats :one
+SELECT pg_try_advisory_xact_lock(hashtextextended((@subscription_id::uuid)::text, 3))::boolean;
 
 -- AdvanceReplay makes new deliveries of the next events that the subscription matches today, of all or of those with dead letters,
 -- oldest events first, and removes those dead letters. A pair that is unfinished is skipped: its dead letters go, too, as the

@@ -97,9 +97,18 @@ WHERE r.id < @before_id
 ORDER BY r.id DESC
 LIMIT @max_rows;
 
+-- CountRunningReplays counts those of an account that have not ended.
+-- name: CountRunningReplays :one
+SELECT count(*) FROM mailhook.replays AS r WHERE r.state = 'running' AND r.account_id = @account_id::text;
+
+-- LockRepeats makes the replays and retries of a subscription wait for each other until commit: each looks whether the pair of event and
+-- subscription is unfinished, and makes a delivery where it is not.
+-- name: LockRepeats :exec
+SELECT pg_advisory_xact_lock(hashtextextended((@subscription_id::uuid)::text, 3));
+
 -- ReplayEvent makes a delivery of a logged event for a replay, in the place of the dead letters of the pair: due now, or blocked, where it
 -- goes in order: Unblock it after the commit. order_key 0: in no order. No row where a delivery of it is unfinished. The caller has
--- locked the event (keep_event).
+-- locked the event (keep_event), and before it the subscription's repeats (LockRepeats).
 -- name: ReplayEvent :one
 WITH inserted AS (
   INSERT INTO mailhook.deliveries (subscription_id, account_id, event_inserted_at, event_id, event_type, next_attempt_at, created_at, replay_id, order_key)

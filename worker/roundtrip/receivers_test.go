@@ -54,7 +54,7 @@ func strict(body []byte, into any) error {
 }
 
 func readStandard(_ http.Header, body []byte, _ string) ([]reading, error) {
-	var e struct {
+	var events []struct {
 		ID        string    `json:"id"`
 		Type      string    `json:"type"`
 		Timestamp time.Time `json:"timestamp"`
@@ -63,8 +63,15 @@ func readStandard(_ http.Header, body []byte, _ string) ([]reading, error) {
 			MessageID string `json:"message_id"`
 		} `json:"data"`
 	}
-	err := json.Unmarshal(body, &e)
-	return []reading{{e.Type, e.Data.Recipient, e.Data.MessageID}}, err
+	if !bytes.HasPrefix(body, []byte("[")) {
+		body = slices.Concat([]byte("["), body, []byte("]"))
+	}
+	err := json.Unmarshal(body, &events)
+	var readings []reading
+	for _, e := range events {
+		readings = append(readings, reading{e.Type, e.Data.Recipient, e.Data.MessageID})
+	}
+	return readings, err
 }
 
 // campaignsEvent is the flat payload of Mumara Campaigns; data is there with events that the platform does not have.

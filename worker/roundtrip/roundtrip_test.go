@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -99,7 +100,7 @@ func TestRoundTrips(t *testing.T) {
 		t.Fatalf("formats %v have %d receivers", names, len(platforms()))
 	}
 	d := dbtest.New(t)
-	hooks := subscribeAll(t, d)
+	hooks := subscribeAll(t, d, nil, format.Names("web"))
 	ids := emitAll(t, d)
 	for name, h := range hooks {
 		dbtest.Eventually(t, fmt.Sprintf("%d events at %s", len(ids), name), func() bool { return h.count() == len(ids) })
@@ -140,12 +141,12 @@ func (h *hook) judge(t *testing.T, sent map[string]string) {
 	}
 }
 
-// subscribeAll makes a receiver and, through the API, a subscription of each format, and starts a worker.
-func subscribeAll(t *testing.T, d *dbtest.DB) map[string]*hook {
+// subscribeAll makes a receiver and, through the API, a subscription of each of these formats, with such batches or none, and starts a worker.
+func subscribeAll(t *testing.T, d *dbtest.DB, batch any, formats []string) map[string]*hook {
 	t.Helper()
 	hooks, mux := map[string]*hook{}, http.NewServeMux()
-	for name, p := range platforms() {
-		hooks[name] = &hook{platform: p, name: name, readings: map[string][]reading{}}
+	for _, name := range formats {
+		hooks[name] = &hook{platform: platforms()[name], name: name, readings: map[string][]reading{}}
 		mux.Handle("/"+name, hooks[name])
 	}
 	receivers := httptest.NewServer(mux)
@@ -158,7 +159,7 @@ func subscribeAll(t *testing.T, d *dbtest.DB) map[string]*hook {
 			Secret    string
 			PublicKey string `json:"public_key"`
 		}
-		api(map[string]any{"name": name, "format": name, "channel": map[string]any{"url": receivers.URL + "/" + name}, "event_types": []string{"*", "subscription"}}, &created)
+		api(map[string]any{"name": name, "format": name, "channel": map[string]any{"url": receivers.URL + "/" + name}, "event_types": []string{"*", "subscription"}, "batch": batch}, &created)
 		h.secret, h.publicKey = created.Secret, created.PublicKey
 	}
 	run(t, w)
@@ -257,39 +258,48 @@ func dispatched(t *testing.T, d *dbtest.DB) map[string]string {
 	return types
 }
 
-// TestArrays: receivers of the formats that have arrays take one of several events.
+// TestArrays: every type of the catalogue arrives in batches at the receivers of the formats that have arrays, which verify and parse those.
 func TestArrays(t *testing.T) {
 	t.Parallel()
-	events := []*format.Event{
-		{ID: "evt_1", Type: "email.opened", OccurredAt: time.Unix(1705314600, 0), Recipient: recipient, MessageID: messageID, Data: []byte("{}")},
-		{ID: "evt_2", Type: "email.bounced.hard", OccurredAt: time.Unix(1705314601, 0), Recipient: recipient, MessageID: messageID, Data: []byte(`{"smtp_code":550}`)},
+	d := dbtest.New(t)
+	hooks := subscribeAll(t, d, map[string]any{"max_events": 10, "max_wait": "1s"}, []string{"standard", "mailjet", "sendgrid", "cloudevents"})
+	ids := emitAll(t, d)
+	for name, h := range hooks {
+		dbtest.Eventually(t, fmt.Sprintf("%d events at %s", len(ids), name), func() bool { return len(h.all()) >= len(ids) })
 	}
-	for name, want := range map[string][]string{
-		"mailjet": {"open", "bounce"}, "sendgrid": {"open", "bounce"}, "cloudevents": {"email.opened", "email.bounced.hard"},
-	} {
-		f, _ := format.Find(name)
-		var bodies [][]byte
-		for _, e := range events {
-			body, err := f.Render(nil, e, nil)
-			if err != nil {
-				t.Fatal(err)
+	sent := slices.Sorted(maps.Values(dispatched(t, d)))
+	for name, h := range hooks {
+		var words, others []string
+		for _, got := range h.all() {
+			if got.email != recipient || got.messageID != messageID {
+				t.Errorf("%s reads %+v", name, got)
 			}
-			bodies = append(bodies, body)
-		}
-		body := slices.Concat([]byte("["), bytes.Join(bodies, []byte(",")), []byte("]"))
-		header := http.Header{"Content-Type": {f.ArrayContentType}}
-		if f.Sign != nil {
-			if err := f.Sign(header, time.Now(), body, [][]byte{[]byte("a secret of sixteen or more")}); err != nil {
-				t.Fatal(err)
+			if slices.Contains(h.words, got.event) {
+				words = append(words, got.event)
+			} else {
+				others = append(others, got.event)
 			}
 		}
-		publicKey, err := format.PublicKey("a secret of sixteen or more")
-		if err != nil {
-			t.Fatal(err)
+		slices.Sort(words)
+		slices.Sort(others)
+		if seen := slices.Compact(slices.Clone(words)); len(seen) != len(h.words) || len(words)+len(others) != len(sent) {
+			t.Errorf("%s reads %d events, with the words %v and as %v", name, len(words)+len(others), seen, others)
 		}
-		got, err := platforms()[name].read(header, body, publicKey)
-		if err != nil || len(got) != 2 || got[0].event != want[0] || got[1].event != want[1] {
-			t.Errorf("%s reads %+v, %v of %s", name, got, err, body)
+		if h.words == nil && !slices.Equal(others, sent) {
+			t.Errorf("%s reads %v, sent were %v", name, others, sent)
+		}
+		if h.count() >= len(ids)/2 {
+			t.Errorf("%d requests with %d events are no batches", h.count(), len(ids))
+		}
+		for _, problem := range h.problems {
+			t.Errorf("%s: %s", name, problem)
 		}
 	}
+}
+
+// all are the readings of all requests.
+func (h *hook) all() []reading {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Concat(slices.Collect(maps.Values(h.readings))...)
 }
