@@ -147,6 +147,11 @@ func (l *claimLanes) once(ctx context.Context) (claimed, error) {
 
 // once takes one batch.
 func (c *claimer) once(ctx context.Context) (result claimed, err error) {
+	for !c.urgent && c.w.calm.rows(1) == 0 { // senders begin within moments
+		if !pause(ctx, time.Millisecond) {
+			return claimed{}, nil
+		}
+	}
 	if _, ok := c.room(); !ok {
 		return claimed{limited: true}, nil
 	}
@@ -252,6 +257,10 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	if !ok {
 		return claimed{limited: true, more: c.walk.resume != uuid.Nil}, nil
 	}
+	free, steps := max(0, min(room.claim, 500)), int32(claimSteps)
+	if !c.urgent && w.calm.isCalm() { // as the ordinary dispatch; a claim of few is not to walk past many
+		free, steps = min(free, calmBatch), calmBatch
+	}
 	lease, load := w.leases.expect(), w.leases.load(w.cfg.MaxInFlight, !c.urgent && !c.isFair)
 	q := w.genericQ // in the place of a dispatch
 	if c.urgent {
@@ -260,8 +269,8 @@ func (c *claimer) batch(ctx context.Context) (result claimed, err error) {
 	var rows []db.ClaimRow
 	err = call(ctx, func(ctx context.Context) (err error) {
 		rows, err = q.Claim(ctx, db.ClaimParams{
-			Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: claimSteps, MaxOfEach: claimOfEach,
-			FreeSlots: int32(max(0, min(room.claim, 500))), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
+			Since: c.since, AfterSubscriptionID: c.walk.resume, MaxSteps: steps, MaxOfEach: claimOfEach,
+			FreeSlots: int32(free), FreeBatched: int32(min(room.batched, claimBatched)), //nolint:gosec // 0 to 2,000
 			MaxBytes: min(room.bytes, batchBytes),
 			IsNew:    w.state.isNew(), InFlight: load.inFlight, UrgentInFlight: load.urgent, Limits: load.limits, IsUrgent: c.urgent,
 			WorkerID: w.identity.get(), LeaseID: lease,

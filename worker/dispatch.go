@@ -68,6 +68,7 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 			continue
 		}
 		n, err := d.look(ctx, free, bytes)
+		w.dispatching.Store(err == nil && n > 0)
 		switch {
 		case err != nil:
 			w.complain(ctx, "dispatch", err)
@@ -87,6 +88,12 @@ func (w *Worker) dispatch(ctx, requests context.Context) {
 	}
 }
 
+// isBusy lets the urgent lane look for as long as this has something to do, or waits for a claim.
+func (d *dispatcher) isBusy() {
+	d.w.dispatching.Store(true)
+	signal(d.w.busy)
+}
+
 // waitForRoom waits until delivery is on, the worker is well, and enough slots are free for a batch to be worth a
 // round trip.
 func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok bool) {
@@ -94,8 +101,11 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 	unwell := w.state.alive(time.Now()) != nil
 	if !w.state.sending() || unwell {
 		w.ready.Store(true)
+		w.dispatching.Store(false)
 		if unwell {
 			d.askForHelp(ctx) // what comes now is not for us
+		} else {
+			d.disarm(ctx) // nobody is to notify, and what was armed would be over by the time
 		}
 		select {
 		case <-ctx.Done():
@@ -118,7 +128,7 @@ func (d *dispatcher) waitForRoom(ctx context.Context) (free int, bytes int64, ok
 		if room.bytes > 0 && (d.isEnough(room) || (room.dispatch > 0 && !patient)) {
 			return room.dispatch, room.bytes, true
 		}
-		signal(w.busy)
+		d.isBusy()
 		select {
 		case <-room.more:
 		case <-patience.C:
@@ -151,7 +161,7 @@ func (d *dispatcher) look(ctx context.Context, free int, bytes int64) (int, erro
 			return 0, err
 		}
 	}
-	signal(d.w.busy)
+	d.isBusy()
 	rows := d.rows(free)
 	taken, err := d.take(ctx, after, probes, rows, free, min(bytes, batchBytes))
 	if isHeadTaken(err) {

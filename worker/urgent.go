@@ -74,7 +74,7 @@ func (w *Worker) dispatchUrgent(ctx, requests context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for more := true; more && ctx.Err() == nil && w.mayLease(); {
+		for more := true; (more || w.dispatching.Load()) && ctx.Err() == nil && w.mayLease(); {
 			var err error
 			if more, err = l.look(ctx); err != nil {
 				w.complain(ctx, "dispatch urgent", err)

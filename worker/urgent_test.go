@@ -367,3 +367,54 @@ func TestUrgentEventsOfOthersMakeNoCalm(t *testing.T) {
 		}
 	}
 }
+
+// While the ordinary dispatch waits for a claim, or for room, the lane goes on looking, also when nothing urgent has come for a while.
+func TestTheLaneLooksWhileDispatchWaits(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	w, _ := b.run(t, b.config())
+	dbtest.Eventually(t, "it is armed", func() bool { return b.count(t, "SELECT last_value FROM mailhook.wakeup") > 0 })
+	w.leasing.Lock() // as a claim does
+	unlock := sync.OnceFunc(w.leasing.Unlock)
+	defer unlock()
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) VALUES ('email.opened')")
+	dbtest.Eventually(t, "dispatch waits", w.dispatching.Load)
+	<-time.After(10 * urgentPatience) // for longer than the lane looks for itself
+	b.Exec(t, "INSERT INTO mailhook.outbox (event_type) VALUES ('email.complained')")
+	if r := b.waitFor(t, 1)[0]; !strings.Contains(string(r.Body), "email.complained") {
+		t.Errorf("first came %s", r.Body)
+	}
+	unlock()
+	b.waitFor(t, 2)
+	dbtest.Eventually(t, "dispatch has nothing more", func() bool { return !w.dispatching.Load() })
+}
+
+// While urgent events come, a claim of others takes few, as an ordinary dispatch does: what it hands over at once is before them.
+func TestClaimsAreSmallBesideUrgentEvents(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	id := b.subscribe(t, "/", "email", "max_in_flight = 1000")
+	b.waiting(t, id, 200, 1)
+	w := b.idleWorker(t, b.config())
+	w.calm.urgentAt.Store(time.Now().Add(time.Hour).UnixNano())
+	c := newClaimLanes(w, t.Context()).ordinary
+	go func() { // as senders do
+		for {
+			select {
+			case <-w.started:
+				w.calm.unstarted.Add(-1)
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}()
+	if result, err := c.once(t.Context()); err != nil || result.deliveries != calmBatch {
+		t.Errorf("%d claimed: %v", result.deliveries, err)
+	}
+	w.calm.urgentAt.Store(0)
+	c = newClaimLanes(w, t.Context()).ordinary
+	if result, err := c.once(t.Context()); err != nil || result.deliveries <= calmBatch {
+		t.Errorf("%d claimed when all is calm: %v", result.deliveries, err)
+	}
+}

@@ -280,3 +280,19 @@ func TestMigrateBesideAWorker(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A worker whose delivery is off is not to be notified, and when it is on again it asks anew: what it had armed may be over by then.
+func TestDeliveryOffDisarms(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.subscribe(t, "/", "email")
+	c := b.config()
+	c.PollInterval = 100 * time.Millisecond // how soon it sees that delivery is off
+	b.run(t, c)
+	armed := func() bool { return b.count(t, "SELECT last_value FROM mailhook.wakeup") > 0 }
+	dbtest.Eventually(t, "it is armed", armed)
+	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = false")
+	dbtest.Eventually(t, "it is not armed while delivery is off", func() bool { return !armed() })
+	b.Exec(t, "UPDATE mailhook.installation SET delivery_enabled = true")
+	dbtest.Eventually(t, "it is armed again", armed)
+}

@@ -68,14 +68,16 @@ type Worker struct {
 	concluding sync.Mutex // held while the outcomes of one request are sent there
 	returns    chan returned
 
-	busy   chan struct{} // the ordinary dispatch has something to do: look for what is urgent beside it
-	early  early
-	calm   calm
-	offers chan offer    // of the ordinary dispatch, to the second one
-	events chan struct{} // a notification: look into the outbox
-	tests  chan struct{} // a notification: look for test sends
-	due    chan struct{} // deliveries were left waiting: claim
-	freed  atomic.Bool   // older ones were freed: claim by a walk
+	busy chan struct{} // dispatching, from now on
+	// dispatching: the ordinary dispatch has something to do, or waits to do it: look for what is urgent beside it.
+	dispatching atomic.Bool
+	early       early
+	calm        calm
+	offers      chan offer    // of the ordinary dispatch, to the second one
+	events      chan struct{} // a notification: look into the outbox
+	tests       chan struct{} // a notification: look for test sends
+	due         chan struct{} // deliveries were left waiting: claim
+	freed       atomic.Bool   // older ones were freed: claim by a walk
 	// headless: keys whose next delivery may be due. sweepAll: look at all that are blocked.
 	headless *headless
 	sweepAll atomic.Bool
