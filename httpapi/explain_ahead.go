@@ -68,8 +68,8 @@ func (s *server) explainUndispatched(ctx context.Context, who caller, out *Expla
 	}
 	if err == nil {
 		event := db.Event{
-			AccountID: row.AccountID, InsertedAt: id.InsertedAt, EventType: row.EventType, Recipient: present(row.Recipient), MessageID: present(row.MessageID), CampaignID: present(row.CampaignID),
-			SendingDomain: present(row.SendingDomain), SendingNode: present(row.SendingNode), Bridge: present(row.Bridge), DedicatedIP: present(row.DedicatedIP), Data: row.Data,
+			AccountID: row.AccountID, InsertedAt: id.InsertedAt, EventType: row.EventType, Recipient: given(row.Recipient), MessageID: given(row.MessageID), CampaignID: given(row.CampaignID),
+			SendingDomain: given(row.SendingDomain), SendingNode: given(row.SendingNode), Bridge: given(row.Bridge), DedicatedIP: given(row.DedicatedIP), Data: row.Data,
 		}
 		if err := s.ahead(ctx, out, event, to); err != nil {
 			return err
@@ -125,7 +125,7 @@ func eventAhead(in *explainAheadRequest, account string) (e db.Event, found []Fi
 		{"sending_domain", in.Body.SendingDomain, &e.SendingDomain}, {"sending_node", in.Body.SendingNode, &e.SendingNode},
 		{"bridge", in.Body.Bridge, &e.Bridge}, {"dedicated_ip", in.Body.DedicatedIP, &e.DedicatedIP},
 	} {
-		if *f.to = present(string(f.in.value)); *f.to != nil {
+		if *f.to = given(string(f.in.value)); *f.to != nil {
 			found = append(found, checkText(f.name, **f.to, maxTextBytes)...)
 		}
 	}
@@ -133,13 +133,6 @@ func eventAhead(in *explainAheadRequest, account string) (e db.Event, found []Fi
 		e.Data = json.RawMessage(in.Body.Data.value)
 	}
 	return e, found
-}
-
-func present(text string) *string {
-	if text == "" {
-		return nil
-	}
-	return &text
 }
 
 // maxTextBytes bounds what is sent to the database to be refused there.
