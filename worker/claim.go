@@ -219,7 +219,11 @@ func (c *claimer) giveUp(ctx context.Context, took time.Duration) {
 	}
 	before := c.walk.before
 	if before == nil {
-		now, err := c.w.q.Now(ctx)
+		var now time.Time
+		err := call(ctx, func(ctx context.Context) (err error) {
+			now, err = c.w.q.Now(ctx)
+			return err
+		})
 		if err != nil {
 			return // it begins again
 		}
