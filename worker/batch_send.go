@@ -160,7 +160,7 @@ func (t *trial) try(p part) (outcome, bool) {
 	t.isClosed = t.isClosed || o.slows() || o.suspends() || !o.delivered() && !o.refuses() && o.duration > slowAfter
 	t.w.metrics.batchEvents.Observe(float64(p.len()))
 	t.w.metrics.attemptSeconds.Observe(o.duration.Seconds())
-	if p.len() > 1 {
+	if p.len() > 1 && len(o.excerpt) > 0 {
 		o.excerpt = hide(o.excerpt, t.array.recipients(p))
 		o.excerpt = o.excerpt[:min(len(o.excerpt), batchExcerpt)]
 	}
