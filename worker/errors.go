@@ -24,11 +24,10 @@ func isDataError(err error) bool {
 // isOverTime says whether the database ended a statement for its time, or for somebody who asked it to.
 func isOverTime(err error) bool { return sqlState(err) == "57014" }
 
-// isHeadTaken says whether another delivery of the same key became its head while a statement ran, which did not see it, or whether
-// two statements that make heads of several keys waited for each other.
+// isHeadTaken says whether another delivery of the same key became its head while a statement ran, which did not see it.
 func isHeadTaken(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && (pgErr.Code == "23505" && pgErr.ConstraintName == "deliveries_head_key" || pgErr.Code == "40P01")
+	return errors.As(err, &pgErr) && pgErr.Code == "23505" && pgErr.ConstraintName == "deliveries_head_key"
 }
 
 // isOutage says whether a statement failed for the database's or the network's sake, and any other would have:
