@@ -54,13 +54,13 @@ const getUndispatchedEvent = `-- name: GetUndispatchedEvent :one
 SELECT coalesce(nullif(o.account_id, ''), 'default')::text AS account_id,
   left(o.event_type, 1000)::text AS event_type,
   coalesce(CASE WHEN o.occurred_at >= '0001-01-01 00:00+00' AND o.occurred_at < '10000-01-01 00:00+00' THEN o.occurred_at END, o.inserted_at)::timestamptz AS occurred_at,
-  coalesce(left(o.recipient, 1000), '')::text AS recipient,
-  coalesce(left(o.message_id, 1000), '')::text AS message_id,
-  coalesce(left(o.campaign_id, 1000), '')::text AS campaign_id,
-  coalesce(left(o.sending_domain, 1000), '')::text AS sending_domain,
-  coalesce(left(o.sending_node, 1000), '')::text AS sending_node,
-  coalesce(left(o.bridge, 1000), '')::text AS bridge,
-  coalesce(left(o.dedicated_ip, 1000), '')::text AS dedicated_ip,
+  coalesce(left(o.recipient, 1001), '')::text AS recipient,
+  coalesce(left(o.message_id, 1001), '')::text AS message_id,
+  coalesce(left(o.campaign_id, 1001), '')::text AS campaign_id,
+  coalesce(left(o.sending_domain, 1001), '')::text AS sending_domain,
+  coalesce(left(o.sending_node, 1001), '')::text AS sending_node,
+  coalesce(left(o.bridge, 1001), '')::text AS bridge,
+  coalesce(left(o.dedicated_ip, 1001), '')::text AS dedicated_ip,
   coalesce(CASE WHEN octet_length(o.data::text) <= 262144 THEN o.data END, '{}')::json AS data
 FROM mailhook.outbox AS o
 WHERE o.id = $1
@@ -89,7 +89,7 @@ type GetUndispatchedEventRow struct {
 }
 
 // GetUndispatchedEvent finds an event in the outbox. Nothing in there has been checked, so what is too long to be
-// dispatched comes shortened, or, as data, not at all, and a time that nobody can write is as good as none.
+// dispatched comes shortened to what is still too long, or, as data, not at all, and a time that nobody can write is as good as none.
 func (q *Queries) GetUndispatchedEvent(ctx context.Context, arg GetUndispatchedEventParams) (GetUndispatchedEventRow, error) {
 	row := q.db.QueryRow(ctx, getUndispatchedEvent, arg.ID, arg.InsertedAt, arg.AccountID)
 	var i GetUndispatchedEventRow

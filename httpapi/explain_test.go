@@ -151,6 +151,8 @@ func TestExplainSaysWhatDispatchWillMakeOfAnEvent(t *testing.T) {
 			t.Error(got["conditions"])
 		}
 	}
+	long := dbtest.QueryOne[string](t, b.DB, "INSERT INTO mailhook.outbox (account_id, event_type, recipient) VALUES ('acme', 'email.sent', repeat('x', 5000)) RETURNING mailhook.event_id(inserted_at, id)")
+	says(t, b.explained(t, long, id), false, "The event would be quarantined: recipient is longer than 1,000 bytes.")
 	event := dbtest.QueryOne[string](t, b.DB, "SELECT mailhook.emit('email.bounced', account_id => 'acme', data => '{\"bounce_type\": \"hard\"}')")
 	b.must(t, 204, b.acme, "DELETE", "/v1/subscriptions/"+id, nil)
 	says(t, b.explained(t, event, id), false, "The event would not be delivered: the subscription was deleted at ")
